@@ -1,0 +1,1 @@
+"""One file per policy, pure; `policies.registry` maps names to them."""

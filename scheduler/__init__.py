@@ -1,0 +1,1 @@
+"""Haversack's scheduler: deciding who runs where, and launching what was decided."""

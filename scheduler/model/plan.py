@@ -1,0 +1,189 @@
+"""A decision as one complete value: nothing in it is left for the executor to choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, Resources, UtcSeconds
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlacement:
+    """Where one task of a gang runs.
+
+    Attributes:
+        task_index: 0-based; task order is rank order.
+        gpu_ids: exactly the task's GPUs, in the order the task sees them.
+        cpu_milli: granted CPU, thousandths of a core.
+        memory_mib: granted host memory.
+    """
+
+    task_index: int
+    node_id: NodeId
+    gpu_ids: tuple[GpuId, ...]
+    cpu_milli: int
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A whole gang placed: one `TaskPlacement` per task, ordered by task index.
+
+    Attributes:
+        value: what the objective gives for starting this gang now.
+        why: one sentence for people: which stage placed it and how good its GPUs are.
+    """
+
+    job_id: JobId
+    tasks: tuple[TaskPlacement, ...]
+    value: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """A running attempt to stop so that something worth more can start."""
+
+    attempt_id: AttemptId
+    for_job: JobId
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Capacity kept free for a gang that cannot start yet."""
+
+    job_id: JobId
+    node_ids: tuple[NodeId, ...]
+    not_before: UtcSeconds
+
+
+class ReasonCode(StrEnum):
+    """Why a job waits. Codes are stable: scripts, metrics and conditions rely on them."""
+
+    NEVER_FITS = "never-fits"
+    BLOCKED_BY_CONFIG = "blocked-by-config"
+    WAITING_CAPACITY = "waiting-capacity"
+    FRAGMENTED = "fragmented"
+    WAITING_TOPOLOGY = "waiting-topology"
+    WAITING_GANG = "waiting-gang"
+    BEHIND_PRIORITY = "behind-priority"
+    HELD = "held"
+    BACKOFF = "backoff"
+    QUARANTINED = "quarantined"
+    PENDING_EVALUATION = "pending-evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason, with its numbers.
+
+    Attributes:
+        message: a sentence that names the limiting quantity.
+        dimension: `gpus`, `cpu_milli`, `memory_mib`, `nodes` or "" when none applies.
+        need: amount the whole gang asks of that dimension.
+        free: amount free on the nodes that pass every filter before this reason.
+        largest_block: the most of it free in one piece (one node, or one NVLink domain).
+    """
+
+    code: ReasonCode
+    message: str
+    dimension: str = ""
+    need: float = 0
+    free: float = 0
+    largest_block: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FunnelStep:
+    """How many nodes are left after one more filter."""
+
+    filter: str
+    nodes_left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The reason record of one equivalence class of waiting jobs (tenant, queue, shape).
+
+    Attributes:
+        reasons: all that apply, the limiting one first; never empty.
+        funnel: nodes left after each filter, in filter order.
+    """
+
+    class_key: str
+    reasons: tuple[Reason, ...]
+    funnel: tuple[FunnelStep, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SolverReport:
+    """How the plan was found. Deterministic: no wall time in it.
+
+    Attributes:
+        stage: `empty`, `greedy`, `lp`, `milp`: which candidate won.
+        greedy_value: objective of the greedy incumbent.
+        columns: columns of the largest model built; 0 when none was.
+        nodes_explored: branch-and-bound nodes.
+        proved: whether the bound came from an exact model (else from its LP relaxation).
+        notes: what went wrong on the way, if anything (a refused solver answer, a limit).
+    """
+
+    stage: str
+    greedy_value: float
+    columns: int = 0
+    nodes_explored: int = 0
+    proved: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything one cycle decided, from one snapshot.
+
+    Attributes:
+        snapshot_revision: the journal revision the snapshot stood at.
+        value: objective of the placements.
+        bound: proven upper bound of the objective over all plans for this snapshot.
+        waiting: one record per class of jobs left waiting.
+    """
+
+    snapshot_revision: int
+    placements: tuple[Placement, ...] = ()
+    evictions: tuple[Eviction, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    value: float = 0.0
+    bound: float = 0.0
+    solver: SolverReport = field(default_factory=lambda: SolverReport("empty", 0.0))
+
+    @property
+    def gap(self) -> float:
+        """Proven relative distance to the optimum: (bound - value) / bound, 0 when bound is 0."""
+        return max(0.0, (self.bound - self.value) / self.bound) if self.bound > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUse:
+    """What live attempts hold on one node."""
+
+    gpu_ids: frozenset[GpuId] = frozenset()
+    cpu_milli: int = 0
+    memory_mib: int = 0
+
+    def plus(self, task: TaskPlacement) -> NodeUse:
+        """This use with one more task on the node."""
+        return NodeUse(
+            self.gpu_ids | frozenset(task.gpu_ids),
+            self.cpu_milli + task.cpu_milli,
+            self.memory_mib + task.memory_mib,
+        )
+
+    def free_of(self, capacity: Resources, schedulable_gpus: int) -> Resources:
+        """What is left of `capacity` and `schedulable_gpus` free GPUs; never below zero."""
+        return Resources(
+            schedulable_gpus,
+            max(0, capacity.cpu_milli - self.cpu_milli),
+            max(0, capacity.memory_mib - self.memory_mib),
+        )

@@ -1,0 +1,150 @@
+"""The settings tree: frozen, one section per layer, the unit in every field name.
+
+Values come from `HAVERSACK_<SECTION>__<FIELD>` variables and from the command line; there is no
+settings file yet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ApiSettings(_Section):
+    """Serving HTTP.
+
+    Attributes:
+        host: address to listen on; anything but loopback needs TLS or `trusted_proxies`.
+        port: TCP port.
+        body_bytes_max: larger requests are refused with 413.
+        allowed_hosts: extra Host header values accepted, against DNS rebinding.
+        trusted_proxies: addresses of proxies that terminate TLS for us.
+        tls_certificate, tls_key: PEM files.
+        requests_in_flight_max: further requests get 503 with Retry-After.
+        event_streams_max: open SSE and log-follow streams.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8470
+    body_bytes_max: Annotated[int, Field(ge=1024)] = 1_048_576
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    requests_in_flight_max: Annotated[int, Field(ge=1)] = 256
+    event_streams_max: Annotated[int, Field(ge=1)] = 128
+
+
+class QueueSettings(_Section):
+    """Accepting and ordering jobs.
+
+    Attributes:
+        policy: queue order, a name from the policy registry.
+        waiting_jobs_max: a tenant's waiting jobs; one more is refused with 429.
+        idempotency_keep_s: how long a key is remembered.
+        free_requeues_max: infrastructure failures in a row before a job is quarantined.
+        retry_backoff_max_s: cap of the exponential retry backoff.
+    """
+
+    policy: str = "priority-age"
+    waiting_jobs_max: Annotated[int, Field(ge=1)] = 100_000
+    idempotency_keep_s: Positive = 86_400.0
+    free_requeues_max: Annotated[int, Field(ge=1)] = 5
+    retry_backoff_max_s: Positive = 3_600.0
+
+
+class CycleSettings(_Section):
+    """When cycles run and how hard they may work.
+
+    Attributes:
+        batch_window_s: wait this long after the first wake-up, so that a burst is one cycle.
+        rest_ratio: rest this multiple of the last cycle's duration before the next.
+        hard_limit_s: after this the solver worker is killed; what it had sent is used.
+        milp_nodes_max, columns_max, gap_target, order_max: see `model.ports.Effort`.
+        seed: solver seed.
+    """
+
+    batch_window_s: Annotated[float, Field(ge=0)] = 0.02
+    rest_ratio: Annotated[float, Field(ge=0)] = 1.0
+    hard_limit_s: Positive = 5.0
+    milp_nodes_max: Annotated[int, Field(ge=1)] = 2_000
+    columns_max: Annotated[int, Field(ge=1)] = 9_000
+    gap_target: Annotated[float, Field(ge=0)] = 0.001
+    order_max: Annotated[int, Field(ge=1)] = 5_000
+    seed: int = 0
+
+
+class ExecutionSettings(_Section):
+    """Launching and watching.
+
+    Attributes:
+        launches_in_flight_max: launch orders carried out at once.
+        reconcile_every_s: full compare of the store with the host.
+        log_bytes_max: cap of one rank's log file.
+        open_files_max: RLIMIT_NOFILE of a task.
+        env_allow: names of the daemon's environment that tasks inherit.
+    """
+
+    launches_in_flight_max: Annotated[int, Field(ge=1)] = 8
+    reconcile_every_s: Positive = 30.0
+    log_bytes_max: Annotated[int, Field(ge=4096)] = 64 * 1_048_576
+    open_files_max: Annotated[int, Field(ge=64)] = 65_536
+    env_allow: tuple[str, ...] = (
+        "PATH",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "TZ",
+        "TMPDIR",
+        "USER",
+        "LD_LIBRARY_PATH",
+        "CUDA_HOME",
+    )
+
+
+class StoreSettings(_Section):
+    """Where state lives.
+
+    Attributes:
+        data_dir: everything local: database, token, logs, attempts.
+        database_url: SQLAlchemy URL; empty means SQLite inside `data_dir`.
+        lease_ttl_s: a PostgreSQL leader that has not renewed for this long may be replaced.
+        commands_per_commit_max: how many queued commands share one commit.
+        write_queue_max: queued commands; one more is refused with 503.
+        readers: read connections.
+    """
+
+    data_dir: Path = Path(".haversack")
+    database_url: str = ""
+    lease_ttl_s: Positive = 10.0
+    commands_per_commit_max: Annotated[int, Field(ge=1)] = 64
+    write_queue_max: Annotated[int, Field(ge=1)] = 4_096
+    readers: Annotated[int, Field(ge=1)] = 2
+
+
+class Settings(BaseSettings):
+    """All settings of one daemon."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HAVERSACK_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="ignore",
+    )
+
+    api: ApiSettings = ApiSettings()
+    queue: QueueSettings = QueueSettings()
+    cycle: CycleSettings = CycleSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+    store: StoreSettings = StoreSettings()
+    virtual: str = ""
+    """Simulated GPUs instead of this host's, for example `16x8:H100`."""

@@ -6,9 +6,13 @@ HaversackError
 ├── ConflictError            the object's state forbids it
 │   └── PreconditionError    If-Match or expected version is stale
 ├── InfeasibleError          no cluster of the declared size could ever run it
+├── UnauthenticatedError     no identity, or none that is honoured
 ├── ForbiddenError           the role does not grant it
+├── TooLargeError            the request body is over the bound
 ├── IdempotencyError         the key was used with another body
 ├── OverloadedError          a bound was reached; try later
+│   └── BusyError            the bound is the daemon's own, not the caller's
+├── UnreachableError         no daemon answers at the address (raised by the client)
 ├── StorageError             the store cannot write (disk full, read-only)
 ├── FencedError              another leader has taken over: stop acting
 ├── AlreadyRunningError      another daemon owns this data directory or database
@@ -100,6 +104,18 @@ class ForbiddenError(HaversackError):
     code = "forbidden"
 
 
+class UnauthenticatedError(HaversackError):
+    """No identity was given, or none that is honoured (unknown, expired or revoked)."""
+
+    code = "unauthenticated"
+
+
+class TooLargeError(HaversackError):
+    """The request body is over the bound."""
+
+    code = "too-large"
+
+
 class IdempotencyError(HaversackError):
     """The idempotency key was used before with another request body."""
 
@@ -114,6 +130,18 @@ class OverloadedError(HaversackError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class BusyError(OverloadedError):
+    """A bound of the daemon itself was reached; no caller is to blame (503, not 429)."""
+
+    code = "busy"
+
+
+class UnreachableError(HaversackError):
+    """No daemon answers at the address; raised by the client, with the address in the message."""
+
+    code = "unreachable"
 
 
 class StorageError(HaversackError):

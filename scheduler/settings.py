@@ -69,7 +69,10 @@ class CycleSettings(_Section):
         batch_window_s: wait this long after the first wake-up, so that a burst is one cycle.
         rest_ratio: rest this multiple of the last cycle's duration before the next.
         hard_limit_s: after this the solver worker is killed; what it had sent is used.
-        milp_nodes_max, columns_max, gap_target, order_max: see `model.ports.Effort`.
+        milp_nodes_max: branch-and-bound nodes of one decision.
+        columns_max: largest exact model built; above it the LP bound and rounding serve.
+        gap_target: deciding stops when the proven relative gap is at most this.
+        order_max: how many jobs of the queue's front the solver looks at.
         seed: solver seed.
     """
 
@@ -139,6 +142,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         frozen=True,
         extra="ignore",
+        use_attribute_docstrings=True,
     )
 
     api: ApiSettings = ApiSettings()

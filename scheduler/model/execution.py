@@ -17,6 +17,7 @@ class LaunchTask:
     Attributes:
         gpu_ids: NVML UUIDs, or simulated ids when `simulated`.
         simulated: the task gets no real GPU (CUDA_VISIBLE_DEVICES is empty).
+        cpu_milli: thousandths of a core granted to it; 0 when not told.
     """
 
     task_index: int
@@ -24,6 +25,7 @@ class LaunchTask:
     node_name: str
     gpu_ids: tuple[GpuId, ...]
     simulated: bool
+    cpu_milli: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class Executor(Protocol):
         ...
 
     def known(self) -> Sequence[AttemptId]:
-        """Every attempt this host has a trace of."""
+        """Every attempt this host has a trace of and was not told to forget."""
         ...
 
     def forget(self, attempt_id: AttemptId) -> None:
@@ -131,6 +131,11 @@ class LogReader(Protocol):
 
 class ExecutionStore(Protocol):
     """What executing needs of the store. Each call is one transaction."""
+
+    @property
+    def epoch(self) -> int:
+        """The leader epoch this store acts under; orders to executors carry it."""
+        ...
 
     async def claim_intents(
         self, kinds: Sequence[IntentKind], limit: int, now: UtcSeconds

@@ -228,6 +228,8 @@ jobs = Table(
 )
 Index("ix_jobs_state_submitted", jobs.c.state, jobs.c.submitted_at)
 Index("ix_jobs_tenant_submitted", jobs.c.tenant_id, jobs.c.submitted_at, jobs.c.id)
+# The cluster-wide listing, newest first, must not sort a million ended jobs.
+Index("ix_jobs_submitted", jobs.c.submitted_at, jobs.c.id)
 
 attempts = Table(
     "attempts",
@@ -257,6 +259,14 @@ Index(
     "uq_attempts_live_job",
     attempts.c.job_id,
     unique=True,
+    sqlite_where=text("live"),
+    postgresql_where=text("live"),
+)
+
+# The few live attempts are read every cycle, from among all that ever were.
+Index(
+    "ix_attempts_live",
+    attempts.c.live,
     sqlite_where=text("live"),
     postgresql_where=text("live"),
 )

@@ -1,0 +1,68 @@
+"""Priority then age: the highest priority first, the oldest first among equals.
+
+The line and the worth say different things on purpose. The *rank* is strict. The *value* is what
+the knapsack maximises, and there a large urgent gang may be outweighed by several others:
+
+    value = SCALE * size ** 0.95 * weight(priority) * (1 + wait / TIME_CONSTANT_S)
+
+- `size` is the gang in GPU equivalents: its GPUs, or what its CPU or memory would make of a node
+  with `CPU_MILLI_PER_GPU` and `MEMORY_MIB_PER_GPU` per GPU, whichever is most. The exponent is a
+  little below 1, so that of two ways to fill the same GPUs the one that starts more jobs wins.
+- `weight` doubles every 10 points of priority: priority 100 weighs 1024 times priority 0.
+- every `TIME_CONSTANT_S` of waiting adds the job's value once more, up to `AGE_FACTOR_MAX` times,
+  so that nothing starves behind a stream of newer equals.
+
+Values stay within `VALUE_MIN`..`VALUE_MAX`: solvers work with absolute tolerances around 1e-6, so
+coefficients of one model must not spread wider.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scheduler.model.job import WaitingJob
+from scheduler.model.ports import OrderedJob
+from scheduler.model.quantity import Resources, UtcSeconds
+
+SIZE_EXPONENT = 0.95
+CPU_MILLI_PER_GPU = 16_000
+MEMORY_MIB_PER_GPU = 131_072
+PRIORITY_DOUBLES_EVERY = 10.0
+TIME_CONSTANT_S = 3_600.0
+AGE_FACTOR_MAX = 25.0
+SCALE = 0.1
+VALUE_MIN = 1e-2
+VALUE_MAX = 1e5
+
+
+def gpu_equivalents(total: Resources) -> float:
+    """A gang's size in GPUs, by its dominant resource; at least 0.1."""
+    return max(
+        float(total.gpus),
+        total.cpu_milli / CPU_MILLI_PER_GPU,
+        total.memory_mib / MEMORY_MIB_PER_GPU,
+        0.1,
+    )
+
+
+def value_of(job: WaitingJob, now: UtcSeconds) -> float:
+    """What starting `job` now is worth; within `VALUE_MIN`..`VALUE_MAX`."""
+    waited_s = max(0.0, now - job.submitted_at)
+    age = min(1.0 + waited_s / TIME_CONSTANT_S, AGE_FACTOR_MAX)
+    weight = math.exp2(job.priority / PRIORITY_DOUBLES_EVERY)
+    size = math.pow(gpu_equivalents(job.shape.total), SIZE_EXPONENT)
+    value = SCALE * size * weight * age
+    return min(max(value, VALUE_MIN), VALUE_MAX)
+
+
+class PriorityAge:
+    """The default queue order."""
+
+    name = "priority-age"
+
+    def order(self, waiting: Sequence[WaitingJob], now: UtcSeconds) -> Sequence[OrderedJob]:
+        """Jobs whose backoff is over, best first: priority, then submission, then id."""
+        eligible = [job for job in waiting if job.eligible_at <= now]
+        eligible.sort(key=lambda job: (-job.priority, job.submitted_at, job.id))
+        return [OrderedJob(job, rank, value_of(job, now)) for rank, job in enumerate(eligible)]

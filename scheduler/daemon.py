@@ -1,0 +1,380 @@
+"""The daemon: builds every part from settings, runs them in one event loop, takes them down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+import uvicorn
+from typing_extensions import override
+
+from api.app import Application, create_app
+from policies.registry import order_named
+from scheduler import import_guard
+from scheduler.bootstrap import daemon_identity, ensure_admin_token
+from scheduler.clock import SystemClock
+from scheduler.conductor import Conductor, Pace
+from scheduler.cycle import CycleContext, CycleReport
+from scheduler.errors import ConfigurationError, FencedError, HaversackError, StorageError
+from scheduler.execution.apply import Applier
+from scheduler.execution.local.executor import LocalExecutor
+from scheduler.execution.local.logs import LocalLogReader
+from scheduler.execution.reconcile import Reconciler
+from scheduler.execution.watch import Watcher
+from scheduler.ids import SystemIds
+from scheduler.model.node import Node
+from scheduler.model.ports import Effort, Inventory
+from scheduler.model.quantity import UtcSeconds
+from scheduler.observability import Metrics
+from scheduler.settings import ApiSettings, Settings
+from scheduler.solver_process import SolverProcess
+from scheduler.store.database import Database
+from scheduler.store.execution import SqlExecutionStore
+from scheduler.store.inventory import sync_nodes
+from scheduler.store.lease import acquire, release, renew
+from scheduler.store.transaction import Transaction
+
+log = structlog.get_logger(__name__)
+
+
+def _sync_nodes(tx: Transaction, found: Sequence[Node], now: UtcSeconds) -> None:
+    sync_nodes(tx, found, now=now)
+
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SHUTDOWN_S = 20
+INVENTORY_EVERY_S = 30.0
+
+
+def check_binding(api: ApiSettings) -> None:
+    """Refuse to serve strangers in the clear.
+
+    Raises:
+        ConfigurationError: the address is not loopback and nothing encrypts the way to it.
+    """
+    if api.host in LOOPBACK or api.trusted_proxies or (api.tls_certificate and api.tls_key):
+        return
+    raise ConfigurationError(
+        f"refusing to listen on {api.host}: tokens would cross the network in the clear",
+        hint=(
+            "listen on 127.0.0.1; or set HAVERSACK_API__TLS_CERTIFICATE and HAVERSACK_API__TLS_KEY;"
+            " or, behind a proxy that terminates TLS, name its addresses in"
+            " HAVERSACK_API__TRUSTED_PROXIES"
+        ),
+    )
+
+
+def bind(api: ApiSettings) -> socket.socket:
+    """The listening socket.
+
+    Raises:
+        ConfigurationError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((api.host, api.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {api.host}:{api.port}: {error.strerror}",
+            hint="another program uses the port; choose one with --port (0 picks a free one)",
+        ) from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the daemon has one order of shutting down."""
+
+    @override
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the daemon."""
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the running daemon answers."""
+
+    url: str
+    data_dir: Path
+    token_file: Path
+    epoch: int
+
+
+class Daemon:
+    """API, conductor and local execution in one process."""
+
+    def __init__(self, settings: Settings, inventory: Inventory) -> None:
+        """Build every part.
+
+        Raises:
+            AlreadyRunningError: another daemon owns the data directory or leads the database.
+            ConfigurationError: unsafe address, port in use, or a foreign package in our name.
+            StorageError: the store cannot be opened or written.
+        """
+        import_guard.check()
+        check_binding(settings.api)
+        self._settings = settings
+        self._inventory = inventory
+        self._clock = SystemClock()
+        self._ids = SystemIds(self._clock)
+        self.metrics = Metrics()
+        self.database = Database.open(settings.store, clock=self._clock)
+        try:
+            self._open()
+        except BaseException:
+            self.database.close()
+            raise
+
+    def _open(self) -> None:
+        settings, database, clock = self._settings, self.database, self._clock
+        data_dir = settings.store.data_dir
+        self._holder = daemon_identity(data_dir)
+        self.epoch = database.write_sync(
+            lambda tx: acquire(tx, self._holder, settings.store.lease_ttl_s, clock.now())
+        )
+        self.token_file = ensure_admin_token(database, data_dir, clock, self._ids)
+        nodes = self._inventory.nodes()
+        database.write_sync(lambda tx: sync_nodes(tx, nodes, now=clock.now()))
+        self._executor = LocalExecutor(
+            data_dir,
+            env_allow=settings.execution.env_allow,
+            log_bytes_max=settings.execution.log_bytes_max,
+            open_files_max=settings.execution.open_files_max,
+        )
+        self._store = SqlExecutionStore(
+            database,
+            epoch=self.epoch,
+            ids=self._ids,
+            free_requeues_max=settings.queue.free_requeues_max,
+            retry_backoff_max_s=settings.queue.retry_backoff_max_s,
+        )
+        self._listener = bind(settings.api)
+
+    async def run(self, ready: Callable[[Endpoint], None]) -> None:
+        """Serve until SIGTERM or SIGINT; running jobs go on without us.
+
+        Args:
+            ready: called once the API answers.
+
+        Raises:
+            FencedError: another leader has taken over; this process has stopped acting.
+        """
+        loop = asyncio.get_running_loop()
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        parts = self._parts(loop)
+        app = self._app(parts)
+        server = _Server(self._server_config(app))
+        serving = asyncio.create_task(server.serve(sockets=[self._listener]), name="api")
+        tasks = [asyncio.create_task(part, name=name) for name, part in parts.coroutines]
+        stop_wanted = asyncio.create_task(stopping.wait(), name="signal")
+        try:
+            await self._announce(server, serving, ready)
+            done, _ = await asyncio.wait(
+                [serving, stop_wanted, *tasks], return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                if task is not stop_wanted:
+                    task.result()  # a part that ends by itself has failed: say why
+        finally:
+            self._stopping = True
+            app.stop_streams()
+            server.should_exit = True
+            for task in (*tasks, stop_wanted):
+                task.cancel()
+            await asyncio.gather(*tasks, stop_wanted, return_exceptions=True)
+            await asyncio.gather(serving, return_exceptions=True)
+            await parts.solver.close()
+            self._close()
+
+    def _close(self) -> None:
+        clock = self._clock
+        (self._settings.store.data_dir / "endpoint.json").unlink(missing_ok=True)
+        try:
+            self.database.write_sync(lambda tx: release(tx, self._holder, self.epoch, clock.now()))
+        except (FencedError, StorageError) as error:
+            log.warning("lease not released", why=str(error))
+        self._executor.close()
+        self._listener.close()
+        self.database.close()
+
+    _stopping = False
+
+    def _parts(self, loop: asyncio.AbstractEventLoop) -> _Parts:
+        settings = self._settings
+        solver = SolverProcess()
+        conductor = Conductor(
+            CycleContext(
+                database=self.database,
+                solver=solver,
+                order=order_named(settings.queue.policy),
+                effort=Effort(
+                    milp_nodes_max=settings.cycle.milp_nodes_max,
+                    columns_max=settings.cycle.columns_max,
+                    gap_target=settings.cycle.gap_target,
+                    order_max=settings.cycle.order_max,
+                ),
+                seed=settings.cycle.seed,
+                hard_limit_s=settings.cycle.hard_limit_s,
+                epoch=self.epoch,
+                clock=self._clock,
+                ids=self._ids,
+                rejected_plans=settings.store.data_dir / "rejected-plans",
+            ),
+            Pace(settings.cycle.batch_window_s, settings.cycle.rest_ratio),
+            finished=lambda report: self._cycle_finished(report, applier),
+        )
+        watcher = Watcher(self._store, self._executor, self._clock, on_freed=conductor.wake)
+        applier = Applier(
+            self._store,
+            self._executor,
+            watcher,
+            self._clock,
+            in_flight_max=settings.execution.launches_in_flight_max,
+        )
+        reconciler = Reconciler(
+            self._store,
+            self._executor,
+            watcher,
+            applier,
+            self._clock,
+            every_s=settings.execution.reconcile_every_s,
+        )
+
+        def committed(_revision: int) -> None:
+            loop.call_soon_threadsafe(conductor.wake)
+            loop.call_soon_threadsafe(applier.wake)
+
+        self.database.on_commit(committed)
+
+        async def execute() -> None:
+            # Adopt what is running before anything new is launched.
+            await solver.start()
+            await reconciler.adopt()
+            await asyncio.gather(applier.run(), watcher.run(), reconciler.run(), conductor.run())
+
+        return _Parts(
+            solver=solver,
+            readiness=lambda: self._readiness(conductor, solver, reconciler),
+            wake=conductor.wake,
+            coroutines=(
+                ("execute", execute()),
+                ("inventory", self._keep_inventory()),
+                ("lease", self._keep_lease()),
+            ),
+        )
+
+    def _app(self, parts: _Parts) -> Application:
+        settings = self._settings
+        return create_app(
+            database=self.database,
+            clock=self._clock,
+            ids=self._ids,
+            settings=settings,
+            log_reader=LocalLogReader(settings.store.data_dir),
+            wake=parts.wake,
+            readiness=parts.readiness,
+            metrics=self.metrics,
+        )
+
+    def _server_config(self, app: Application) -> uvicorn.Config:
+        settings = self._settings
+        return uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            proxy_headers=bool(settings.api.trusted_proxies),
+            forwarded_allow_ips=list(settings.api.trusted_proxies),
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+            ssl_certfile=settings.api.tls_certificate,
+            ssl_keyfile=settings.api.tls_key,
+        )
+
+    def _readiness(
+        self, conductor: Conductor, solver: SolverProcess, reconciler: Reconciler
+    ) -> dict[str, str]:
+        """What is not in order, by part; empty values are fine."""
+        return {
+            "daemon": "shutting down" if self._stopping else "",
+            "store": self.database.trouble,
+            "scheduler": conductor.trouble,
+            "solver": solver.trouble,
+            "execution": reconciler.trouble,
+        }
+
+    def _cycle_finished(self, report: CycleReport, applier: Applier) -> None:
+        self.metrics.cycle_finished(
+            duration_s=report.duration_s,
+            value=report.value,
+            bound=report.bound,
+            gap=report.gap,
+            placed=len(report.placed),
+            refused=len(report.refused),
+            killed=report.killed,
+        )
+        applier.wake()
+
+    async def _announce(
+        self, server: _Server, serving: asyncio.Task[None], ready: Callable[[Endpoint], None]
+    ) -> None:
+        while not server.started:
+            if serving.done():
+                serving.result()
+                raise ConfigurationError("the API server ended before it had started")
+            await asyncio.sleep(0.01)
+        scheme = "https" if self._settings.api.tls_certificate else "http"
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        endpoint = Endpoint(
+            url=f"{scheme}://{shown}:{port}",
+            data_dir=self._settings.store.data_dir,
+            token_file=self.token_file,
+            epoch=self.epoch,
+        )
+        path = endpoint.data_dir / "endpoint.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"url": endpoint.url, "pid": os.getpid()}))
+        partial.replace(path)
+        ready(endpoint)
+
+    async def _keep_inventory(self) -> None:
+        while True:
+            await asyncio.sleep(INVENTORY_EVERY_S)
+            try:
+                nodes = await asyncio.to_thread(self._inventory.nodes)
+                await self.database.write(partial(_sync_nodes, found=nodes, now=self._clock.now()))
+            except HaversackError as error:
+                log.warning("inventory not stored", why=str(error))
+
+    async def _keep_lease(self) -> None:
+        ttl_s = self._settings.store.lease_ttl_s
+        while True:
+            await asyncio.sleep(ttl_s / 3)
+            if self.database.dialect == "postgresql":  # on SQLite the file lock is the lease
+                await self.database.write(
+                    lambda tx: renew(tx, self._holder, self.epoch, ttl_s, self._clock.now())
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    solver: SolverProcess
+    readiness: Callable[[], dict[str, str]]
+    wake: Callable[[], None]
+    coroutines: tuple[tuple[str, Coroutine[object, object, object]], ...]

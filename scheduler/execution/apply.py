@@ -1,0 +1,188 @@
+"""Carries committed intents out: claim, act, settle.
+
+Nothing here remembers what was done: an intent whose outcome is not stored is looked at from
+outside first, then decided. Every call of the executor is idempotent, so repeating is safe, and a
+trouble that passes never loses an order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from scheduler import failpoints
+from scheduler.clock import Clock
+from scheduler.errors import FencedError, HaversackError
+from scheduler.execution.backoff import delays_s
+from scheduler.execution.watch import Watcher
+from scheduler.model.execution import Intent, IntentKind, LaunchOrder, Outcome, Phase, Receipt
+from scheduler.model.ports import ExecutionStore, Executor
+from scheduler.model.quantity import AttemptId, IntentId
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Applier:
+    """Drains intents; at most `in_flight_max` launches, and as many stops, at once."""
+
+    def __init__(
+        self,
+        store: ExecutionStore,
+        executor: Executor,
+        watcher: Watcher,
+        clock: Clock,
+        *,
+        in_flight_max: int,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._watcher = watcher
+        self._clock = clock
+        self._in_flight_max = in_flight_max
+        self._sleep = sleep
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._tasks: dict[IntentId, tuple[Intent, asyncio.Task[None]]] = {}
+        self._fenced: FencedError | None = None
+        # Threads of our own: a slow launch must not hold up a stop, or anyone else's work.
+        self._threads = ThreadPoolExecutor(2 * in_flight_max, "apply")
+
+    def wake(self) -> None:
+        """There may be new intents. Call it in the event loop's thread."""
+        self._wake.set()
+
+    def busy(self) -> frozenset[AttemptId]:
+        """Attempts whose orders are being carried out right now."""
+        return frozenset(intent.order.attempt_id for intent, _ in self._tasks.values())
+
+    async def run(self) -> None:
+        """Resolve what a crash left open, then carry intents out until cancelled.
+
+        Raises:
+            FencedError: another leader has taken over; nothing more is started.
+        """
+        try:
+            for intent in await self._persist(self._store.unsettled):
+                self._begin(intent, seen_before=True)
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._fenced is not None:
+                    raise self._fenced
+                await self._persist(self._claim)
+        finally:
+            tasks = [task for _, task in self._tasks.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._threads.shutdown(wait=False)
+
+    async def _thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(call, *args, **kwargs))
+
+    async def _persist(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step of the store until it works. Raises only FencedError."""
+        for delay_s in delays_s():
+            try:
+                return await step()
+            except FencedError:
+                raise
+            except HaversackError as error:
+                log.warning("the store does not answer; trying again", why=str(error))
+            await self._sleep(delay_s)
+        raise AssertionError("delays never end")
+
+    async def _claim(self) -> None:
+        """Claim as many intents as there is room for. Stops never wait behind launches."""
+        while True:
+            room = {kind: self._in_flight_max - self._count(kind) for kind in IntentKind}
+            kinds = [kind for kind in (IntentKind.STOP, IntentKind.LAUNCH) if room[kind] > 0]
+            if not kinds:
+                return  # the next one that ends wakes us
+            limit = min(room[kind] for kind in kinds)
+            intents = await self._store.claim_intents(kinds, limit, self._clock.now())
+            for intent in intents:
+                self._begin(intent, seen_before=False)
+            if len(intents) < limit:
+                return
+
+    def _count(self, kind: IntentKind) -> int:
+        return sum(intent.kind is kind for intent, _ in self._tasks.values())
+
+    def _begin(self, intent: Intent, *, seen_before: bool) -> None:
+        if intent.id in self._tasks:
+            return
+        task = asyncio.create_task(self._carry_out(intent, seen_before=seen_before))
+        self._tasks[intent.id] = (intent, task)
+        task.add_done_callback(lambda _: self._ended(intent.id))
+
+    def _ended(self, intent_id: IntentId) -> None:
+        del self._tasks[intent_id]
+        self._wake.set()
+
+    async def _carry_out(self, intent: Intent, *, seen_before: bool) -> None:
+        """See one intent through. Ends when its outcome is stored, or when we are fenced."""
+        receipt: Receipt | None = None
+        passed_claim = False
+        for delay_s in delays_s():
+            try:
+                if not passed_claim:
+                    passed_claim = True
+                    failpoints.hit("intent-claimed")
+                if receipt is None:
+                    receipt = await self._act(intent, seen_before=seen_before)
+                if receipt is not None:
+                    await self._settle(intent, receipt)
+                    return
+            except FencedError as error:
+                self._fenced = error
+                return
+            except Exception:
+                # Whatever it was, the order stands: it is committed, and repeating is safe.
+                log.exception("an order was not carried out; trying again", intent=intent.id)
+            seen_before = True
+            await self._sleep(delay_s)
+
+    async def _act(self, intent: Intent, *, seen_before: bool) -> Receipt | None:
+        """Do it; None when nobody can tell yet whether it is done."""
+        order = intent.order
+        if isinstance(order, LaunchOrder):
+            return await self._launch(order, seen_before=seen_before)
+        failpoints.hit("stop-before-send")
+        receipt = await self._thread(self._executor.stop, order)
+        failpoints.hit("stop-after-send")
+        if receipt.outcome is Outcome.DONE:
+            return receipt
+        log.warning("stop not delivered", attempt=order.attempt_id, why=receipt.message)
+        return None
+
+    async def _launch(self, order: LaunchOrder, *, seen_before: bool) -> Receipt | None:
+        if seen_before:
+            seen = await self._thread(self._executor.observe, order.attempt_id)
+            if seen.phase is Phase.UNKNOWN:
+                return None
+            if seen.phase is Phase.ABSENT:
+                return Receipt(Outcome.REFUSED, seen.message)
+            if seen.phase is not Phase.UNCLAIMED:
+                return Receipt(Outcome.DONE)
+        receipt = await self._thread(self._executor.launch, order)
+        if receipt.outcome is not Outcome.UNKNOWN:
+            return receipt
+        log.warning("launch outcome unknown", attempt=order.attempt_id, why=receipt.message)
+        return None
+
+    async def _settle(self, intent: Intent, receipt: Receipt) -> None:
+        await self._store.settle(intent.id, receipt, self._clock.now())
+        if intent.kind is IntentKind.LAUNCH:
+            failpoints.hit("launch-settled")
+        self._watcher.follow(intent.order.attempt_id)

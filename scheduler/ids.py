@@ -1,0 +1,50 @@
+"""Identifiers: a prefix, the time, and randomness, so that ids sort by age and never collide."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import Protocol
+
+from scheduler.clock import Clock
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32, no i l o u
+
+
+class IdSource(Protocol):
+    """Makes identifiers; injected, so that tests and simulations repeat."""
+
+    def new(self, prefix: str) -> str:
+        """A fresh id such as `j-01k9zr5m3a7c2f4q`."""
+        ...
+
+
+def _base32(number: int, width: int) -> str:
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, 32)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))
+
+
+class SystemIds:
+    """Ids from the clock (45 bits of milliseconds) and 35 random bits."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def new(self, prefix: str) -> str:
+        """A fresh id; ids made in different milliseconds sort by time."""
+        milliseconds = int(self._clock.now() * 1000)
+        return f"{prefix}-{_base32(milliseconds, 9)}{_base32(secrets.randbits(35), 7)}"
+
+
+class SequentialIds:
+    """Ids that count up: the same run gives the same ids."""
+
+    def __init__(self) -> None:
+        self._counter = itertools.count(1)
+
+    def new(self, prefix: str) -> str:
+        """The next id, for example `j-0000000000000001`."""
+        return f"{prefix}-{_base32(next(self._counter), 16)}"

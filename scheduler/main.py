@@ -1,0 +1,141 @@
+"""The `haversack` command: the HTTP-only CLI plus the commands that run a daemon.
+
+Everything heavy is imported inside the command that needs it, so that `haversack --help` and shell
+completion stay quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scheduler.cli.main import app, run_app
+
+if TYPE_CHECKING:
+    from scheduler.daemon import Endpoint
+    from scheduler.settings import Settings
+
+
+class RoleOption(StrEnum):
+    """Which half of the daemon to run."""
+
+    ALL = "all"
+
+
+class ExecutorOption(StrEnum):
+    """Where jobs run."""
+
+    LOCAL = "local"
+
+
+DataOption = Annotated[
+    Path, typer.Option("--data", help="Folder for database, token, logs and attempts.")
+]
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="Address to listen on (default 127.0.0.1).")
+]
+PortOption = Annotated[
+    int | None, typer.Option("--port", help="Port to listen on (default 8470; 0 picks one).")
+]
+VirtualOption = Annotated[
+    str,
+    typer.Option(
+        "--virtual", help="Offer simulated GPUs instead of this host's, for example 16x8:H100."
+    ),
+]
+
+
+@app.command(rich_help_panel="Run a daemon")
+def up(
+    data: DataOption = Path(".haversack"),
+    virtual: VirtualOption = "",
+    host: HostOption = None,
+    port: PortOption = None,
+) -> None:
+    """Run API, scheduler and local execution on this box; Ctrl-C stops it, jobs go on."""
+    _serve(data=data, database="", virtual=virtual, host=host, port=port, friendly=True)
+
+
+@app.command(rich_help_panel="Run a daemon")
+def serve(
+    *,
+    role: Annotated[RoleOption, typer.Option(help="Which half of the daemon.")] = RoleOption.ALL,
+    executor: Annotated[
+        ExecutorOption, typer.Option(help="Where jobs run.")
+    ] = ExecutorOption.LOCAL,
+    data: DataOption = Path(".haversack"),
+    database: Annotated[
+        str,
+        typer.Option(help="PostgreSQL URL (postgresql+psycopg://...); default SQLite in --data."),
+    ] = "",
+    virtual: VirtualOption = "",
+    host: HostOption = None,
+    port: PortOption = None,
+) -> None:
+    """Run the daemon as a service: JSON logs on stderr, settings from HAVERSACK_* variables."""
+    del role, executor  # one value each today; Typer has refused all others
+    _serve(data=data, database=database, virtual=virtual, host=host, port=port, friendly=False)
+
+
+def _settings(
+    *, data: Path, database: str, virtual: str, host: str | None, port: int | None
+) -> Settings:
+    from scheduler.settings import Settings  # noqa: PLC0415 - see the module's docstring
+
+    base = Settings()
+    api = base.api.model_copy(
+        update={k: v for k, v in (("host", host), ("port", port)) if v is not None}
+    )
+    store = base.store.model_copy(
+        update={
+            "data_dir": data.expanduser().absolute(),
+            "database_url": database or base.store.database_url,
+        }
+    )
+    return base.model_copy(update={"api": api, "store": store, "virtual": virtual or base.virtual})
+
+
+def _serve(
+    *,
+    data: Path,
+    database: str,
+    virtual: str,
+    host: str | None,
+    port: int | None,
+    friendly: bool,
+) -> None:
+    from scheduler.agent.inventory import local_inventory  # noqa: PLC0415 - lazy by design
+    from scheduler.daemon import Daemon  # noqa: PLC0415 - lazy by design
+    from scheduler.observability import configure_logging  # noqa: PLC0415 - lazy by design
+
+    settings = _settings(data=data, database=database, virtual=virtual, host=host, port=port)
+    configure_logging(quiet=friendly)
+    daemon = Daemon(settings, local_inventory(settings.virtual))
+
+    def ready(endpoint: Endpoint) -> None:
+        if friendly:
+            _greet(endpoint, simulated=bool(settings.virtual))
+
+    asyncio.run(daemon.run(ready))
+    if friendly:
+        sys.stderr.write("stopped; jobs that were running go on, the next start adopts them\n")
+
+
+def _greet(endpoint: Endpoint, *, simulated: bool) -> None:
+    label = "  SIMULATED GPUs: jobs here get no real GPU\n" if simulated else ""
+    sys.stderr.write(
+        f"Haversack is up at {endpoint.url}\n{label}"
+        f"  data   {endpoint.data_dir}\n"
+        f"  token  {endpoint.token_file} (mode 0600; commands run from here find it)\n"
+        "  next   haversack submit -f job.yaml | haversack jobs | haversack dashboard\n"
+    )
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    run_app(app)

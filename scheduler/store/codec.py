@@ -1,0 +1,114 @@
+"""Values to JSON text and back: what the store keeps whole and never queries inside.
+
+The text of a value holds every field by its name, so a field added later needs a default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from scheduler.model.execution import LaunchOrder, LaunchTask, StopOrder
+from scheduler.model.job import LauncherKind
+from scheduler.model.lifecycle import EndCause
+from scheduler.model.node import Links
+from scheduler.model.plan import FunnelStep, Reason, ReasonCode, TaskPlacement, Waiting
+from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, TenantId
+
+
+def text(value: object) -> str:
+    """JSON text of a dataclass, mapping or sequence; equal values give equal text."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def placement_tasks(document: str) -> tuple[TaskPlacement, ...]:
+    """The task placements that `text` wrote."""
+    return tuple(
+        TaskPlacement(
+            task_index=task["task_index"],
+            node_id=NodeId(task["node_id"]),
+            gpu_ids=tuple(GpuId(gpu) for gpu in task["gpu_ids"]),
+            cpu_milli=task["cpu_milli"],
+            memory_mib=task["memory_mib"],
+        )
+        for task in orjson.loads(document)
+    )
+
+
+def launch_order(document: str) -> LaunchOrder:
+    """The launch order that `text` wrote."""
+    found: Mapping[str, Any] = orjson.loads(document)
+    return LaunchOrder(
+        attempt_id=AttemptId(found["attempt_id"]),
+        job_id=JobId(found["job_id"]),
+        tenant=TenantId(found["tenant"]),
+        job_name=found["job_name"],
+        number=found["number"],
+        epoch=found["epoch"],
+        tasks=tuple(
+            LaunchTask(
+                task_index=task["task_index"],
+                node_id=NodeId(task["node_id"]),
+                node_name=task["node_name"],
+                gpu_ids=tuple(GpuId(gpu) for gpu in task["gpu_ids"]),
+                simulated=task["simulated"],
+                cpu_milli=task.get("cpu_milli", 0),
+            )
+            for task in found["tasks"]
+        ),
+        processes=found["processes"],
+        command=tuple(found["command"]),
+        env=tuple((name, value) for name, value in found["env"]),
+        launcher=LauncherKind(found["launcher"]),
+        stop_signal=found["stop_signal"],
+        grace_s=found["grace_s"],
+        max_runtime_s=found["max_runtime_s"],
+        workdir=found["workdir"],
+    )
+
+
+def stop_order(document: str) -> StopOrder:
+    """The stop order that `text` wrote."""
+    found: Mapping[str, Any] = orjson.loads(document)
+    return StopOrder(
+        attempt_id=AttemptId(found["attempt_id"]),
+        epoch=found["epoch"],
+        cause=EndCause(found["cause"]),
+        grace_s=found["grace_s"],
+    )
+
+
+def links(document: str) -> Links:
+    """The link matrices that `text` wrote."""
+    found: Mapping[str, Sequence[Sequence[float]]] = orjson.loads(document)
+    return Links(
+        nvlinks=tuple(tuple(int(count) for count in row) for row in found["nvlinks"]),
+        bandwidth_gbps=tuple(tuple(float(rate) for rate in row) for row in found["bandwidth_gbps"]),
+    )
+
+
+def gpu_models(document: str) -> tuple[str, ...]:
+    """The accepted GPU models of a job row, best first."""
+    return tuple(orjson.loads(document))
+
+
+def waiting(document: str) -> Waiting:
+    """The reason record that `text` wrote."""
+    found: Mapping[str, Any] = orjson.loads(document)
+    return Waiting(
+        class_key=found["class_key"],
+        reasons=tuple(
+            Reason(
+                code=ReasonCode(reason["code"]),
+                message=reason["message"],
+                dimension=reason["dimension"],
+                need=reason["need"],
+                free=reason["free"],
+                largest_block=reason["largest_block"],
+            )
+            for reason in found["reasons"]
+        ),
+        funnel=tuple(FunnelStep(step["filter"], step["nodes_left"]) for step in found["funnel"]),
+    )

@@ -1,0 +1,264 @@
+"""The `ExecutionStore` port over the database: claims, receipts and observations.
+
+Observations are facts read from outside, so `record` folds them into whatever state the job is in;
+each transaction first checks that this daemon still leads (I8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from sqlalchemy import Row, bindparam, select, update
+
+from scheduler.ids import IdSource
+from scheduler.model.execution import (
+    AttemptObservation,
+    ExpectedAttempt,
+    Intent,
+    IntentKind,
+    LaunchOrder,
+    Outcome,
+    Receipt,
+    StopOrder,
+)
+from scheduler.model.lifecycle import EndCause, JobEvent, JobState
+from scheduler.model.quantity import AttemptId, IntentId, JobId, UtcSeconds
+from scheduler.store import codec, lease
+from scheduler.store.attempts import LIVE, OPEN, stop_job
+from scheduler.store.database import Database
+from scheduler.store.outcome import Limits, apply_observation, launch_refused
+from scheduler.store.tables import attempts, intents, jobs
+from scheduler.store.transaction import Transaction
+from scheduler.store.transitions import apply_event
+
+AnyRow: TypeAlias = Row[*tuple[Any, ...]]
+
+_CLAIM = (
+    update(intents)
+    .where(intents.c.id == bindparam("intent"), intents.c.state == "pending")
+    .values(state="claimed", claimed_at=bindparam("at"), epoch=bindparam("by"))
+)
+_SETTLE = (
+    update(intents)
+    .where(intents.c.id == bindparam("intent"), intents.c.state == "claimed")
+    .values(state=bindparam("becomes"), settled_at=bindparam("at"), message=bindparam("told"))
+)
+_WITHDRAW = (
+    update(intents)
+    .where(intents.c.id == bindparam("intent"), intents.c.state == "pending")
+    .values(state="void", settled_at=bindparam("at"), message=bindparam("told"))
+)
+_launches = intents.alias("launches")
+_stops = intents.alias("stops")
+_EXPECTED = (
+    select(
+        attempts.c.id,
+        attempts.c.job_id,
+        attempts.c.epoch,
+        jobs.c.state,
+        _launches.c.state.label("launch_state"),
+        _stops.c.order_json.label("stop_order"),
+    )
+    .join(jobs, jobs.c.id == attempts.c.job_id)
+    .outerjoin(
+        _launches,
+        (_launches.c.attempt_id == attempts.c.id) & (_launches.c.kind == IntentKind.LAUNCH.value),
+    )
+    .outerjoin(
+        _stops,
+        (_stops.c.attempt_id == attempts.c.id) & (_stops.c.kind == IntentKind.STOP.value),
+    )
+    .where(LIVE)
+    .order_by(attempts.c.id)
+)
+
+
+class SqlExecutionStore:
+    """What executing needs of the store; each call is one transaction.
+
+    Args:
+        database: the store.
+        epoch: this leader's epoch.
+        ids: for new rows.
+        free_requeues_max: infrastructure failures in a row before a job is quarantined.
+        retry_backoff_max_s: cap of the exponential retry backoff.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        epoch: int,
+        ids: IdSource,
+        free_requeues_max: int,
+        retry_backoff_max_s: float,
+    ) -> None:
+        self._database = database
+        self._epoch = epoch
+        self._ids = ids
+        self._limits = Limits(free_requeues_max, retry_backoff_max_s)
+
+    @property
+    def epoch(self) -> int:
+        """The leader epoch this store acts under."""
+        return self._epoch
+
+    async def claim_intents(
+        self, kinds: Sequence[IntentKind], limit: int, now: UtcSeconds
+    ) -> Sequence[Intent]:
+        """Claim up to `limit` pending intents, oldest first; a launch moves its job to LAUNCHING.
+
+        A launch whose job no longer wants to run is voided instead, and its job ends CANCELLED.
+
+        Raises:
+            FencedError: another leader has taken over.
+        """
+        return await self._database.write(
+            lambda tx: claim(tx, kinds, limit, epoch=self._epoch, now=now, ids=self._ids)
+        )
+
+    async def unsettled(self) -> Sequence[Intent]:
+        """Intents that were claimed and whose outcome was never stored, oldest first."""
+        return await self._database.read(lambda tx: claimed(tx, self._epoch))
+
+    async def settle(self, intent_id: IntentId, receipt: Receipt, now: UtcSeconds) -> None:
+        """Store an order's outcome. Idempotent; UNKNOWN leaves it to `unsettled`.
+
+        A refused launch frees what was held for it and sends the job back to the queue.
+
+        Raises:
+            FencedError: another leader has taken over.
+        """
+        if receipt.outcome is Outcome.UNKNOWN:
+            return
+        await self._database.write(lambda tx: self._settle(tx, intent_id, receipt, now))
+
+    def _settle(
+        self, tx: Transaction, intent_id: IntentId, receipt: Receipt, now: UtcSeconds
+    ) -> None:
+        lease.require(tx, self._epoch)
+        done = receipt.outcome is Outcome.DONE
+        settled = tx.connection.execute(
+            _SETTLE,
+            {
+                "intent": intent_id,
+                "becomes": "done" if done else "refused",
+                "at": now,
+                "told": receipt.message,
+            },
+        )
+        if done or settled.rowcount != 1:
+            return
+        intent = tx.connection.execute(select(intents).where(intents.c.id == intent_id)).one()
+        if intent.kind == IntentKind.LAUNCH:
+            launch_refused(tx, AttemptId(intent.attempt_id), receipt.message, self._limits, now)
+
+    async def record(self, observation: AttemptObservation, now: UtcSeconds) -> JobState | None:
+        """Fold an observation into the job's state; None when it told nothing new. Idempotent.
+
+        Raises:
+            FencedError: another leader has taken over.
+        """
+        return await self._database.write(lambda tx: self._record(tx, observation, now))
+
+    def _record(
+        self, tx: Transaction, observation: AttemptObservation, now: UtcSeconds
+    ) -> JobState | None:
+        lease.require(tx, self._epoch)
+        return apply_observation(tx, observation, self._limits, now)
+
+    async def expected(self) -> Sequence[ExpectedAttempt]:
+        """Every live attempt, by id."""
+        return await self._database.read(expected)
+
+
+def claim(
+    tx: Transaction,
+    kinds: Sequence[IntentKind],
+    limit: int,
+    *,
+    epoch: int,
+    now: UtcSeconds,
+    ids: IdSource,
+) -> tuple[Intent, ...]:
+    """As `SqlExecutionStore.claim_intents`, inside `tx`. Two to four statements per intent."""
+    lease.require(tx, epoch)
+    rows = tx.connection.execute(
+        select(intents)
+        .where(
+            OPEN, intents.c.state == "pending", intents.c.kind.in_([kind.value for kind in kinds])
+        )
+        .order_by(intents.c.created_at, intents.c.id)
+        .limit(limit)
+    ).all()
+    taken = [row for row in rows if _claim_one(tx, row, epoch=epoch, now=now, ids=ids)]
+    return tuple(_intent(row, epoch) for row in taken)
+
+
+def _claim_one(tx: Transaction, row: AnyRow, *, epoch: int, now: UtcSeconds, ids: IdSource) -> bool:
+    if row.kind == IntentKind.LAUNCH:
+        job = tx.connection.execute(select(jobs).where(jobs.c.id == row.job_id)).one()
+        if job.state == JobState.ASSIGNED and job.desired != "run":
+            # A recorded cancel never starts (I10). Nothing was launched, so this ends it.
+            stop_job(
+                tx,
+                job,
+                JobEvent.CANCEL,
+                cause=EndCause.CANCELLED,
+                now=now,
+                ids=ids,
+                epoch=epoch,
+                desired="stop",
+            )
+            return False
+        if job.state != JobState.ASSIGNED:
+            _void(tx, row, now)
+            return False
+        apply_event(tx, job, JobEvent.CLAIM, now=now, attempt_id=AttemptId(row.attempt_id))
+    claimed_now = tx.connection.execute(_CLAIM, {"intent": row.id, "at": now, "by": epoch})
+    return claimed_now.rowcount == 1
+
+
+def _void(tx: Transaction, row: AnyRow, now: UtcSeconds) -> None:
+    """Withdraw a launch that came too late: its job has moved on."""
+    tx.connection.execute(
+        _WITHDRAW, {"intent": row.id, "at": now, "told": "the job no longer awaits its launch"}
+    )
+
+
+def claimed(tx: Transaction, epoch: int) -> tuple[Intent, ...]:
+    """Intents that were claimed and never settled, oldest first, as orders of `epoch`."""
+    rows = tx.connection.execute(
+        select(intents)
+        .where(OPEN, intents.c.state == "claimed")
+        .order_by(intents.c.created_at, intents.c.id)
+    )
+    return tuple(_intent(row, epoch) for row in rows)
+
+
+def _intent(row: AnyRow, epoch: int) -> Intent:
+    """The intent as an order of the present leader: executors refuse lower epochs than seen."""
+    kind = IntentKind(row.kind)
+    order: LaunchOrder | StopOrder
+    if kind is IntentKind.LAUNCH:
+        order = replace(codec.launch_order(row.order_json), epoch=epoch)
+    else:
+        order = replace(codec.stop_order(row.order_json), epoch=epoch)
+    return Intent(IntentId(row.id), kind, order)
+
+
+def expected(tx: Transaction) -> tuple[ExpectedAttempt, ...]:
+    """Every live attempt, by id. One statement."""
+    return tuple(
+        ExpectedAttempt(
+            attempt_id=AttemptId(row.id),
+            job_id=JobId(row.job_id),
+            state=row.state,
+            epoch=row.epoch,
+            launch_claimed=row.launch_state not in (None, "pending", "void"),
+            stop_cause=codec.stop_order(row.stop_order).cause if row.stop_order else None,
+        )
+        for row in tx.connection.execute(_EXPECTED)
+    )

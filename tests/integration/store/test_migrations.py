@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from support.clock import ManualClock
+
+from scheduler.errors import ConfigurationError
+from scheduler.settings import StoreSettings
+from scheduler.store import schema, tables
+from scheduler.store.database import Database, Transaction
+
+
+def _indexes(connection: sa.Connection) -> dict[str, str]:
+    if connection.dialect.name == "sqlite":
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+    else:
+        query = (
+            "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+            " AND indexname NOT LIKE 'alembic%'"
+        )
+    return {row[0]: " ".join(row[1].split()) for row in connection.execute(sa.text(query))}
+
+
+def _checks(connection: sa.Connection) -> dict[str, set[tuple[str | None, str]]]:
+    found = sa.inspect(connection)
+    return {
+        table: {(check["name"], check["sqltext"]) for check in found.get_check_constraints(table)}
+        for table in tables.metadata.tables
+    }
+
+
+def _assert_migrated_schema_is_metadata(database: Database, fresh: sa.Engine) -> None:
+    def look(tx: Transaction) -> tuple[object, object, object]:
+        context = MigrationContext.configure(tx.connection, opts={"compare_type": True})
+        return (
+            compare_metadata(context, tables.metadata),
+            _indexes(tx.connection),
+            _checks(tx.connection),
+        )
+
+    differences, indexes, checks = database.read_sync(look)
+    assert differences == []
+    tables.metadata.create_all(fresh)
+    with fresh.connect() as connection:
+        # Alembic compares neither the WHERE of an index nor CHECK constraints.
+        assert indexes == _indexes(connection)
+        assert checks == _checks(connection)
+
+
+def test_migrated_sqlite_equals_the_metadata(tmp_path: Path) -> None:
+    database = Database.open(StoreSettings(data_dir=tmp_path / "d"), clock=ManualClock())
+    fresh = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
+    _assert_migrated_schema_is_metadata(database, fresh)
+    fresh.dispose()
+    database.close()
+
+
+@pytest.mark.postgres
+def test_migrated_postgres_equals_the_metadata(
+    tmp_path: Path, postgres_url: str, empty_postgres_url: str
+) -> None:
+    settings = StoreSettings(data_dir=tmp_path / "d", database_url=postgres_url)
+    database = Database.open(settings, clock=ManualClock())
+    fresh = sa.create_engine(empty_postgres_url)
+    _assert_migrated_schema_is_metadata(database, fresh)
+    fresh.dispose()
+    database.close()
+
+
+def test_head_names_the_newest_script(sqlite_database: Database) -> None:
+    def newest(tx: Transaction) -> str | None:
+        return ScriptDirectory.from_config(schema.alembic_config(tx.connection)).get_current_head()
+
+    assert sqlite_database.read_sync(newest) == schema.HEAD
+
+
+def test_opening_again_changes_nothing(store_settings: StoreSettings) -> None:
+    def generation(tx: Transaction) -> object:
+        return tx.connection.execute(sa.select(tables.head)).one()
+
+    seen = []
+    for _ in range(2):
+        database = Database.open(store_settings, clock=ManualClock())
+        seen.append(database.read_sync(generation))
+        database.close()
+    assert seen[0] == seen[1]
+
+
+def test_a_newer_schema_is_refused(store_settings: StoreSettings) -> None:
+    database = Database.open(store_settings, clock=ManualClock())
+    database.write_sync(
+        lambda tx: tx.connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    )
+    database.close()
+    with pytest.raises(ConfigurationError, match="9999"):
+        Database.open(store_settings, clock=ManualClock())
+    # Refusing let go of the directory.
+    with pytest.raises(ConfigurationError, match="9999"):
+        Database.open(store_settings, clock=ManualClock())

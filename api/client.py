@@ -42,6 +42,7 @@ from api.schemas import (
 from scheduler.errors import HaversackError, UnreachableError
 
 API = "/api/v1"
+RECONNECT_PAUSE_S = 0.5
 RECONNECT_WITHIN_S = 60.0
 """How long a broken stream is tried again before the follower gives up and says so."""
 _HTTP_ERRORS_FROM = 400
@@ -254,7 +255,7 @@ class Client:
             except UnreachableError:
                 if time.monotonic() - last_news > RECONNECT_WITHIN_S:
                     raise
-            time.sleep(0.5)
+            time.sleep(RECONNECT_PAUSE_S)
 
     # -- cluster ------------------------------------------------------------------------------
 
@@ -315,7 +316,7 @@ class Client:
             except UnreachableError:
                 if time.monotonic() - last_news > RECONNECT_WITHIN_S:
                     raise
-            time.sleep(0.5)
+            time.sleep(RECONNECT_PAUSE_S)
 
     # -- administration -----------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ def _server_checks(session: Session, target: Target) -> Iterator[Check]:
                 lambda: Check(
                     "authorisation",
                     Grade.OK,
-                    f"the token is honoured; {len(client.queues())} queues seen",
+                    f"the token is honoured; queues seen: {len(client.queues())}",
                 ),
             )
 

@@ -8,6 +8,7 @@ from enum import IntEnum
 from scheduler.cli.text import clean, paint
 from scheduler.errors import (
     AlreadyRunningError,
+    ConfigurationError,
     ConflictError,
     FieldProblem,
     ForbiddenError,
@@ -59,6 +60,7 @@ MEANINGS: dict[ExitCode, str] = {
 
 _CODES: tuple[tuple[type[HaversackError], ExitCode], ...] = (
     (InvalidRequestError, ExitCode.USAGE),
+    (ConfigurationError, ExitCode.USAGE),
     (NotFoundError, ExitCode.NOT_FOUND),
     (UnauthenticatedError, ExitCode.AUTH),
     (ForbiddenError, ExitCode.AUTH),

@@ -12,7 +12,7 @@ from scheduler.cli.context import Session
 from scheduler.cli.exits import ExitCode
 from scheduler.cli.render import hint
 from scheduler.cli.text import clean_log, coloured, duration, paint
-from scheduler.errors import UnreachableError
+from scheduler.errors import HaversackError, UnreachableError
 
 if TYPE_CHECKING:
     from api.client import Client
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _AWAY_MAX_S = 60.0
+_NODES_SHOWN = 3
 _PHASES = {
     "PENDING": "queued",
     "HELD": "held (release it with `haversack release`)",
@@ -45,6 +46,23 @@ _ATTEMPT_MIRRORS = {
     "cancelled": ExitCode.JOB_CANCELLED,
     "preempted": ExitCode.JOB_PREEMPTED,
 }
+
+
+class NodeNames:
+    """Names of nodes by id, each asked for once; a node that cannot be had keeps its id."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._known: dict[str, str] = {}
+
+    def __call__(self, node_id: str) -> str:
+        """The name of `node_id`, or the id itself."""
+        if node_id not in self._known:
+            try:
+                self._known[node_id] = self._client.node(node_id)["name"]
+            except HaversackError:
+                self._known[node_id] = node_id
+        return self._known[node_id]
 
 
 def mirror(state: str) -> ExitCode:
@@ -87,7 +105,7 @@ def wait(
     number = max(1, job["attempt_count"])
     started = session.clock.monotonic_s()
     try:
-        with _progress(session, job) as tell:
+        with _progress(session, client, job) as tell:
             for seen in _states(session, client, job["id"], timeout_s):
                 tell(seen)
                 if seen["state"] in _MIRRORS:
@@ -138,8 +156,11 @@ def _ended_attempt(job: JobDetailOut, number: int) -> AttemptOut | None:
 
 
 @contextmanager
-def _progress(session: Session, job: JobOut) -> Iterator[Callable[[JobDetailOut], None]]:
+def _progress(
+    session: Session, client: Client, job: JobOut
+) -> Iterator[Callable[[JobDetailOut], None]]:
     """Tells each phase: one live line on a terminal, one line per phase elsewhere."""
+    node_name = NodeNames(client)
     start = session.clock.monotonic_s()
     if sys.stderr.isatty() and not session.environ.get("CI"):
         from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
@@ -150,7 +171,7 @@ def _progress(session: Session, job: JobOut) -> Iterator[Callable[[JobDetailOut]
 
             def live(seen: JobDetailOut) -> None:
                 passed = duration(session.clock.monotonic_s() - start)
-                status.update(Text(f"{job['name']}: {phase_of(seen)}  {passed}"))
+                status.update(Text(f"{job['name']}: {phase_of(seen, node_name)}  {passed}"))
 
             yield live
         return
@@ -158,7 +179,7 @@ def _progress(session: Session, job: JobOut) -> Iterator[Callable[[JobDetailOut]
 
     def line(seen: JobDetailOut) -> None:
         nonlocal told
-        phase = phase_of(seen)
+        phase = phase_of(seen, node_name)
         if phase != told:
             told = phase
             hint(f"{job['name']}: {phase}")
@@ -166,13 +187,15 @@ def _progress(session: Session, job: JobOut) -> Iterator[Callable[[JobDetailOut]
     yield line
 
 
-def phase_of(job: JobDetailOut) -> str:
+def phase_of(job: JobDetailOut, node_name: Callable[[str], str]) -> str:
     """Where the job stands, in words, with attempt and nodes once it is placed."""
     words = _PHASES.get(job["state"], job["state"])
     live = [attempt for attempt in job["attempts"] if attempt["live"]]
     if live:
         nodes = sorted({task["node_id"] for task in live[-1]["tasks"]})
-        shown = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")  # noqa: PLR2004 - a line's worth
+        more = len(nodes) - _NODES_SHOWN
+        shown = ", ".join(map(node_name, nodes[:_NODES_SHOWN]))
+        shown += f" and {more} more" if more > 0 else ""
         words += f" (attempt {live[-1]['number']} on {shown})"
     return words
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from scheduler.cli.render import Column, Record, fields, pick, table
 from scheduler.cli.text import age, clean
@@ -32,7 +32,7 @@ def job_columns(now: UtcSeconds) -> tuple[Column, ...]:
     )
 
 
-def description(job: Record, now: UtcSeconds) -> str:
+def description(job: Record, now: UtcSeconds, node_name: Callable[[str], str]) -> str:
     """Text of `haversack describe`: `job` is a JobDetailOut with its `history`."""
     per_task = (
         f"{job['gpus_per_task']} GPUs, {job['cpu_milli_per_task'] / 1000:g} cores,"
@@ -61,7 +61,8 @@ def description(job: Record, now: UtcSeconds) -> str:
         ]
     )
     history = "History:\n" + _indented(_history(job["history"]))
-    return "\n\n".join([head, *map(_attempt, job["attempts"]), history])
+    attempts = [_attempt(attempt, node_name) for attempt in job["attempts"]]
+    return "\n\n".join([head, *attempts, history])
 
 
 def _command(document: Mapping[str, object]) -> str:
@@ -70,7 +71,7 @@ def _command(document: Mapping[str, object]) -> str:
     return json.dumps(task.get("command")) if isinstance(task, Mapping) else ""
 
 
-def _attempt(attempt: Record) -> str:
+def _attempt(attempt: Record, node_name: Callable[[str], str]) -> str:
     ended = attempt["exit"] or {}
     how = None
     if ended:
@@ -94,7 +95,7 @@ def _attempt(attempt: Record) -> str:
         attempt["tasks"],
         (
             Column("TASK", pick("task_index")),
-            Column("NODE", pick("node_id")),
+            Column("NODE", lambda task: node_name(task["node_id"])),
             Column("CPU", lambda task: f"{task['cpu_milli'] / 1000:g}"),
             Column("MEMORY", lambda task: f"{task['memory_mib']} MiB"),
             Column("GPUS", lambda task: ", ".join(task["gpu_ids"]) or "-"),

@@ -35,7 +35,6 @@ from scheduler.errors import (
     UnreachableError,
 )
 from scheduler.model.lifecycle import JobState
-from scheduler.model.view import SORTS
 
 if TYPE_CHECKING:
     from api.client import Client
@@ -191,12 +190,20 @@ def jobs(
     *,
     state: Annotated[
         list[JobState] | None,
-        typer.Option("--state", case_sensitive=False, help="Only these; may be repeated."),
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            case_sensitive=False,
+            help=f"Only this: {', '.join(JobState)}; may be repeated.",
+        ),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Only of this queue.")] = None,
     name: Annotated[str | None, typer.Option(help="Only so named.")] = None,
     sort: Annotated[
-        str, typer.Option(help=f"One of {', '.join(SORTS)}.", metavar="KEY")
+        str,
+        typer.Option(
+            metavar="KEY", help="submitted_at, priority or name; with - in front, the other way."
+        ),
     ] = "-submitted_at",
     limit: Annotated[int, typer.Option(min=1, max=500, help="At most this many.")] = 50,
     everything: Annotated[bool, typer.Option("--all", help="Every job, however many.")] = False,
@@ -207,8 +214,6 @@ def jobs(
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
-    if sort not in SORTS:
-        raise typer.BadParameter(f"--sort must be one of {', '.join(SORTS)}")
     form = chosen(output, as_json=as_json)
     session = session_of(context)
     states = [one.value for one in state or ()]
@@ -279,11 +284,12 @@ def describe(
     with session.connect() as client:
         job_id = find_job(client, job)
         found = {**client.job(job_id), "history": client.history(job_id)}
-    show_one(
-        found,
-        chosen(output, as_json=as_json),
-        lambda record: description(record, session.clock.now()),
-    )
+        names = follow.NodeNames(client)
+        show_one(
+            found,
+            chosen(output, as_json=as_json),
+            lambda record: description(record, session.clock.now(), names),
+        )
 
 
 def logs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import typer
@@ -24,11 +25,12 @@ is set. A JOB is an id, or a name, of which the newest job counts.
 
 ## Which daemon, which token
 
-| What | Looked for, in this order |
-| --- | --- |
-| address | `--server`, `HAVERSACK_SERVER`, `endpoint.json` of the data directory, `http://127.0.0.1:8470` |
-| token | `--token-file`, `HAVERSACK_TOKEN`, `token` of the data directory |
-| data directory | `HAVERSACK_DATA`, else the nearest `.haversack` from the current folder upward |
+Each is looked for in this order:
+
+- address: `--server`, `HAVERSACK_SERVER`, `endpoint.json` of the data directory,
+  `http://127.0.0.1:8470`;
+- token: `--token-file`, `HAVERSACK_TOKEN`, `token` of the data directory;
+- data directory: `HAVERSACK_DATA`, else the nearest `.haversack` from the current folder upward.
 
 Token files must have mode 0600. The token of the data directory is sent only to the daemon that
 runs there, or to a loopback address.
@@ -85,16 +87,17 @@ def _options(command: Any) -> Iterator[str]:
             continue
         names = ", ".join(f"`{name}`" for name in param.opts)
         value = "" if param.is_flag else f" `{_metavar(param)}`"
-        default = "" if param.default in (None, False, "", ()) or param.required else _default(param)
+        default = (
+            "" if param.default in (None, False, "", ()) or param.required else _default(param)
+        )
         yield f"- {names}{value}: {_text(param.help)}{default}"
 
 
 def _metavar(param: Any) -> str:
     if param.metavar:
         return str(param.metavar)
-    choices = getattr(param.type, "choices", None)
-    if choices:
-        return "|".join(str(getattr(choice, "value", choice)) for choice in choices)
+    if isinstance(param.default, Enum):
+        return "|".join(str(choice.value) for choice in type(param.default))
     return str(param.name).upper()
 
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    Boolean,
     Row,
     and_,
     bindparam,
     insert,
-    literal_column,
     select,
     text,
     update,
@@ -32,7 +30,7 @@ from scheduler.store.tables import allocations, attempts, intents, nodes
 from scheduler.store.transaction import Transaction
 from scheduler.store.transitions import apply_event, load_job
 
-LIVE = and_(literal_column("attempts.live", Boolean()), attempts.c.live.is_(True))
+LIVE = and_(text("attempts.live"), attempts.c.live.is_(True))
 """Live attempts. Said twice: SQLite takes a partial index only for the very words of its WHERE, and
 searches it only for an equality; without, it scans the attempts of all time."""
 OPEN = text("intents.state IN ('pending', 'claimed')")

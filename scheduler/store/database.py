@@ -94,7 +94,7 @@ class Database:
         Raises:
             StorageError: the store cannot write; nothing was kept unless the message says that
                 this is unknown.
-            OverloadedError: too many commands wait.
+            BusyError: too many commands wait.
         """
         return await asyncio.wrap_future(self._writer.submit(command, failpoint))
 

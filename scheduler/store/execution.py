@@ -102,7 +102,7 @@ class SqlExecutionStore:
 
     @property
     def epoch(self) -> int:
-        """The leader epoch this store acts under."""
+        """The leader epoch this store acts under; orders to executors carry it."""
         return self._epoch
 
     async def claim_intents(

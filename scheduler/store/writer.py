@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from scheduler import failpoints
-from scheduler.errors import OverloadedError, StorageError
+from scheduler.errors import BusyError, StorageError
 from scheduler.store.engines import storage_error
 from scheduler.store.journal import Journal
 from scheduler.store.transaction import Transaction
@@ -80,7 +80,7 @@ class Writer:
         """Queue `command`; the future answers after its COMMIT.
 
         Raises:
-            OverloadedError: the queue is full.
+            BusyError: the queue is full.
             StorageError: the store is closed.
         """
         queued = _Command(command, failpoint)
@@ -88,7 +88,7 @@ class Writer:
             if self._closing:
                 raise StorageError("the store is closed; the daemon is shutting down")
             if len(self._queue) >= self._queue_max:
-                raise OverloadedError(
+                raise BusyError(
                     f"{self._queue_max} changes wait to be stored",
                     hint="try again in a moment",
                 )

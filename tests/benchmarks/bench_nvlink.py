@@ -92,9 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = parser.parse_args(arguments).seeds
     board = links(DGX1_V100)
     asked, wrong, micros = disagreements(board)
-    _say(
-        f"DGX-1 V100: {asked} questions, {wrong} answers unlike brute force, {micros:.1f} us each"
-    )
+    _say(f"DGX-1 V100: {asked} questions, {wrong} answers unlike brute force, {micros:.1f} us each")
     _say(f"\nmean pair GB/s / ring bottleneck GB/s, {seeds} seeds of 300 jobs of 2-5 GPUs")
     _say(
         f"{'board':24}{'random':>17}{'lowest-index':>17}{'haversack':>17}"

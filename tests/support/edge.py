@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +78,7 @@ class Edge:
     Attributes:
         troubles: what readiness answers.
         woken: how often the scheduler was woken.
+        on_wake: called on the event loop, while the waking request is still open.
     """
 
     office: Office
@@ -85,6 +86,7 @@ class Edge:
     settings: Settings = field(default_factory=Settings)
     troubles: dict[str, str] = field(default_factory=dict)
     woken: int = 0
+    on_wake: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         self.app: Application = create_app(
@@ -99,6 +101,8 @@ class Edge:
 
     def _wake(self) -> None:
         self.woken += 1
+        if self.on_wake is not None:
+            self.on_wake()
 
     def token(
         self,

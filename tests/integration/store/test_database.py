@@ -11,8 +11,8 @@ from support.clock import ManualClock
 from scheduler import failpoints
 from scheduler.errors import (
     AlreadyRunningError,
+    BusyError,
     ConfigurationError,
-    OverloadedError,
     StorageError,
 )
 from scheduler.model.quantity import DEFAULT_TENANT, PrincipalId, UtcSeconds
@@ -172,7 +172,7 @@ def test_a_full_queue_refuses(sqlite_settings: StoreSettings) -> None:
         return await waiting
 
     answers = asyncio.run(crowd())
-    assert [type(answer) for answer in answers] == [int] * 3 + [OverloadedError] * 2
+    assert [type(answer) for answer in answers] == [int] * 3 + [BusyError] * 2
     database.close()
 
 

@@ -132,7 +132,7 @@ def test_packing_on_top_of_a_base_leaves_it_alone() -> None:
     base = pack(found, [0])
     more = pack(found, [2, 1], base=base)
     assert more[0] == base[0]
-    assert set(more) == {0, 1} or set(more) == {0, 2}
+    assert set(more) == {0, 2}
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -55,7 +55,8 @@ def test_a_ring_visits_each_gpu_once_and_its_smallest_edge_is_the_bottleneck() -
     ring = ring_order(V100, frozenset(range(8)))
     assert sorted(ring) == list(range(8))
     assert ring[0] == 0
-    assert ring_bottleneck(V100, frozenset(range(8))) == 25.0
+    assert ring_bottleneck(V100, frozenset(range(8))) == 50.0
+    assert ring_bottleneck(V100, frozenset({0, 1, 2, 3})) == 25.0
     assert ring_bottleneck(V100, frozenset({0, 3})) == 50.0
     assert ring_bottleneck(V100, frozenset({5})) == 0.0
     assert ring_bottleneck(two_domains(), frozenset({0, 1, 4, 5})) == 10.0

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import threading
+from urllib.parse import quote, urlencode
+
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -59,37 +63,25 @@ def test_configured_and_loopback_names_are_served(
 def test_a_full_lane_answers_503_with_a_time_to_come_again(
     sqlite_database: Database, clock: ManualClock
 ) -> None:
-    edge = edge_over(sqlite_database, clock, requests_in_flight_max=1, event_streams_max=1)
+    edge = edge_over(sqlite_database, clock, requests_in_flight_max=2)
     token = edge.token()
-    edge.app.context.wake()
+    inner: list[httpx.Response] = []
 
-    class Reentrant:
-        """A readiness that calls the API while its own request is open."""
+    def while_the_submission_is_open() -> None:
+        for method, path in (("GET", "jobs"), ("POST", "jobs/j-1:cancel")):
+            worker = threading.Thread(
+                target=lambda: inner.append(edge.call(method, f"/api/v1/{path}", token))  # noqa: B023 - joined before the next turn
+            )
+            worker.start()
+            worker.join()
 
-        status = 0
-
-        def __call__(self) -> dict[str, str]:
-            return {}
-
-    assert edge.call("GET", "/api/v1/jobs", token).status_code == 200
-    answers: list[int] = []
-
-    def during() -> None:
-        import threading
-
-        def call() -> None:
-            answer = edge.call("GET", "/api/v1/jobs", token)
-            answers.append(answer.status_code)
-            answers.append(int(answer.headers["retry-after"]))
-
-        worker = threading.Thread(target=call)
-        worker.start()
-        worker.join()
-
-    object.__setattr__(edge.app.context, "wake", during)
+    edge.on_wake = while_the_submission_is_open
     assert edge.call("POST", "/api/v1/jobs", token, body=JOB).status_code == 201
-    assert answers[0] == 503
-    assert 1 <= answers[1] <= 4
+    read, cancel = inner
+    assert (read.status_code, read.json()["code"]) == (503, "busy")
+    assert 1 <= int(read.headers["retry-after"]) <= 4
+    assert cancel.status_code == 404  # let in: a cancel always finds room
+    assert edge.call("GET", "/api/v1/jobs", token).status_code == 200
 
 
 def test_readiness_names_the_troubled_parts_only(edge: Edge) -> None:
@@ -139,8 +131,6 @@ def test_openapi_and_the_job_schema_need_a_token(edge: Edge) -> None:
 def test_no_path_makes_the_daemon_fail(
     edge: Edge, method: str, middle: str, verb: str, kind: str
 ) -> None:
-    from urllib.parse import quote
-
     path = f"/api/v1/{kind}/{quote(middle.encode('utf-8', 'surrogatepass'), safe='')}{verb}"
     answer = edge.call(method, path, _root(edge))
 
@@ -159,8 +149,6 @@ def test_no_path_makes_the_daemon_fail(
 def test_no_query_or_header_makes_the_daemon_fail(
     edge: Edge, name: str, value: str, header: str
 ) -> None:
-    from urllib.parse import urlencode
-
     query = urlencode(
         {"name": name, "cursor": value, "queue": value}, errors="surrogatepass", encoding="utf-8"
     )

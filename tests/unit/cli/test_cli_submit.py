@@ -130,7 +130,8 @@ def test_a_lost_answer_gives_the_key_to_try_again_with(file: str) -> None:
 
 @pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 100), ("CANCELLED", 102)])
 def test_wait_follows_the_phases_and_mirrors_the_end(file: str, state: str, code: int) -> None:
-    daemon = accepting().on(
+    daemon = accepting().on("GET", "nodes/n-1", ok({"name": "box"}))
+    daemon.on(
         "GET",
         f"jobs/{JOB_ID}",
         ok(detail("PENDING")),
@@ -144,8 +145,8 @@ def test_wait_follows_the_phases_and_mirrors_the_end(file: str, state: str, code
     told = [line for line in result.stderr.splitlines() if line.startswith("ddp-hello: ")]
     assert told[:3] == [
         "ddp-hello: queued",
-        "ddp-hello: placed (attempt 1 on n-1)",
-        "ddp-hello: running (attempt 1 on n-1)",
+        "ddp-hello: placed (attempt 1 on box)",
+        "ddp-hello: running (attempt 1 on box)",
     ]
     assert ("rank 1 exited 3" in result.stderr) == (state == "FAILED")
 

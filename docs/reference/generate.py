@@ -1,0 +1,26 @@
+"""Writes the pages of this folder that come from code: `python docs/reference/generate.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import scheduler.main  # noqa: F401 - adds the commands that run a daemon to the CLI's
+from scheduler.cli.main import app
+from scheduler.cli.reference import markdown
+from scheduler.jobspec import job_schema
+
+HERE = Path(__file__).parent
+
+
+def pages() -> dict[str, str]:
+    """Text of each generated page by file name."""
+    return {
+        "cli.md": markdown(app),
+        "job.schema.json": json.dumps(job_schema(), indent=2) + "\n",
+    }
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (HERE / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pytest
+from support.clusters import MIXES, NOW, make_job, make_node, random_instance, shape, snapshot_of
+
+import scheduler.decide
+from policies.priority_age import PriorityAge
+from scheduler.allocation import knapsack
+from scheduler.allocation.knapsack import Solved
+from scheduler.allocation.verify import Kind, Severity, Violation
+from scheduler.decide import decide
+from scheduler.model.plan import Plan
+from scheduler.model.ports import Effort
+from scheduler.model.snapshot import Snapshot
+
+ORDER = PriorityAge()
+
+
+def plans(snapshot: Snapshot, effort: Effort | None = None) -> list[Plan]:
+    return list(decide(snapshot, ORDER, effort or Effort(), NOW, 0))
+
+
+def trap() -> Snapshot:
+    """Greedy by density takes the one of three GPUs, and wastes the fourth."""
+    jobs = [
+        make_job("a-three", shape(3, cpu_milli=1), priority=52),
+        make_job("b-two", shape(2, cpu_milli=2)),
+        make_job("c-two", shape(2, cpu_milli=2)),
+        make_job("d-four", shape(4, cpu_milli=3), priority=0),
+    ]
+    return snapshot_of([make_node("a", gpus=4)], jobs)
+
+
+def test_nothing_waits() -> None:
+    (plan,) = plans(snapshot_of([make_node("a")], []))
+    assert (plan.placements, plan.value, plan.bound, plan.solver.stage) == ((), 0.0, 0.0, "empty")
+
+
+def test_everything_fits_and_no_solver_is_asked() -> None:
+    jobs = [make_job(f"{n}", shape(1)) for n in range(8)]
+    (plan,) = plans(snapshot_of([make_node("a")], jobs))
+    assert len(plan.placements) == 8
+    assert (plan.gap, plan.solver.columns) == (0.0, 0)
+
+
+def test_the_knapsack_beats_greedy_where_greedy_is_wrong() -> None:
+    greedy, best = plans(trap())
+    assert [placement.job_id for placement in greedy.placements] == ["j-a-three"]
+    assert [placement.job_id for placement in best.placements] == ["j-b-two", "j-c-two"]
+    assert best.solver.stage in ("lp", "milp")
+    assert best.solver.greedy_value == greedy.value < best.value
+    assert best.gap <= Effort().gap_target
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mix", MIXES)
+def test_above_the_column_limit_the_relaxation_still_bounds(seed: int, mix: str) -> None:
+    snapshot = random_instance(seed, mix)
+    exact = plans(snapshot)[-1]
+    coarse = plans(snapshot, Effort(columns_max=1))[-1]
+    assert coarse.solver.stage in ("greedy", "lp")
+    assert coarse.value <= exact.bound * (1 + 1e-6)
+    assert exact.value <= coarse.bound * (1 + 1e-6)
+    assert not coarse.solver.proved
+
+
+def test_short_form_of_the_gap_benchmark() -> None:
+    found = [plans(random_instance(seed, mix)) for seed in range(5) for mix in MIXES]
+    shares = sorted(plan[-1].value / plan[-1].bound for plan in found)
+    assert shares[len(shares) // 2] >= 0.995
+    assert all(plan[-1].value >= plan[0].value for plan in found)
+
+
+def test_order_max_is_told_in_the_notes() -> None:
+    jobs = [make_job(f"{n}", shape(1)) for n in range(8)]
+    plan = plans(snapshot_of([make_node("a")], jobs), Effort(order_max=3))[-1]
+    assert len(plan.placements) == 3
+    assert plan.solver.notes == ("5 jobs beyond order_max were not looked at",)
+    assert plan.waiting[0].reasons[0].message.startswith("it fits what was free")
+
+
+def test_a_solver_that_lies_costs_nothing_but_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        knapsack, "relax", lambda *_args: Solved(None, 1e9, notes=("no relaxation today",))
+    )
+    monkeypatch.setattr(
+        knapsack, "optimise", lambda *_args: Solved(None, 1e-3, True, notes=("answer refused",))
+    )
+    greedy, last = plans(trap())
+    assert last.placements == greedy.placements
+    assert last.bound == 1e9
+    assert last.solver.notes == (
+        "no relaxation today",
+        "answer refused",
+        f"claimed bound 0.001 is below a plan worth {greedy.value:g}",
+    )
+
+
+def test_an_unsound_improvement_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Plan] = []
+
+    def doubtful(plan: Plan, *_args: object) -> tuple[Violation, ...]:
+        seen.append(plan)
+        if len(seen) == 1:
+            return ()
+        return (Violation(Kind.GPU, Severity.UNSAFE, "GPU a-0 is given out twice"),)
+
+    monkeypatch.setattr(scheduler.decide, "verify", doubtful)
+    greedy, last = plans(trap())
+    assert seen[1].value > greedy.value
+    assert (last.placements, last.value, last.bound) == (
+        greedy.placements,
+        greedy.value,
+        greedy.bound,
+    )
+    assert last.solver.notes == (
+        f"{seen[1].solver.stage} plan refused: GPU a-0 is given out twice",
+    )
+
+
+def test_an_unsound_greedy_plan_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = (Violation(Kind.GANG, Severity.UNSAFE, "half a gang"),)
+    monkeypatch.setattr(scheduler.decide, "verify", lambda *_args: wrong)
+    with pytest.raises(AssertionError, match="half a gang"):
+        plans(trap())
+
+
+def test_low_value_jobs_fill_what_is_left() -> None:
+    jobs = [make_job("big", shape(7), priority=100), make_job("tiny", shape(1), priority=0)]
+    jobs += [make_job("wide", shape(8), priority=0)]
+    plan = plans(snapshot_of([make_node("a")], jobs))[-1]
+    assert {placement.job_id for placement in plan.placements} == {"j-big", "j-tiny"}

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from support.clusters import (
+    DGX1_V100,
+    NOW,
+    links,
+    make_job,
+    make_node,
+    occupy,
+    shape,
+    snapshot_of,
+    two_domains,
+)
+
+from policies.priority_age import PriorityAge
+from scheduler.allocation.feasibility import problem_of
+from scheduler.allocation.gpu_choice import place
+from scheduler.allocation.greedy import best_greedy
+from scheduler.model.job import JobShape, Topology
+from scheduler.model.node import Node
+from scheduler.model.plan import Placement
+from scheduler.model.snapshot import LiveAttempt
+
+
+def placed(
+    nodes: Sequence[Node], shapes: Sequence[JobShape], live: Sequence[LiveAttempt] = ()
+) -> tuple[Placement, ...]:
+    jobs = [make_job(f"{n}", what) for n, what in enumerate(shapes)]
+    snapshot = snapshot_of(nodes, jobs, live)
+    found = problem_of(snapshot, PriorityAge().order(jobs, NOW))
+    return place(found, best_greedy(found), "greedy")
+
+
+def test_the_best_pair_is_taken_and_the_reason_says_so() -> None:
+    node = make_node("dgx", board=links(DGX1_V100))
+    (one,) = placed([node], [shape(2)])
+    assert set(one.tasks[0].gpu_ids) == {"dgx-0", "dgx-3"}
+    assert one.why == "greedy; on dgx, GPUs 0,3 mean pair 50 GB/s (best possible 50)"
+    live = [occupy(node, [0, 2, 4, 5, 6, 7])]
+    (left,) = placed([node], [shape(2)], live)
+    assert left.why == "greedy; on dgx, GPUs 1,3 mean pair 25 GB/s (best possible 50)"
+
+
+def test_tasks_of_a_gang_share_one_good_set_cut_along_its_ring() -> None:
+    node = make_node("dgx", board=links(DGX1_V100))
+    (gang,) = placed([node], [shape(2, tasks=2)])
+    ring = [int(gpu.removeprefix("dgx-")) for task in gang.tasks for gpu in task.gpu_ids]
+    assert [task.task_index for task in gang.tasks] == [0, 1]
+    neighbours = zip(ring, [*ring[1:], ring[0]], strict=True)
+    assert all(DGX1_V100[a][b] for a, b in neighbours)
+
+
+def test_domain_bound_gangs_choose_first() -> None:
+    node = make_node("a", board=two_domains())
+    live = [occupy(node, [0, 1])]
+    wants = [shape(1, tasks=2), shape(1, tasks=4, topology=Topology.SAME_NVLINK)]
+    loose, bound = placed([node], wants, live)
+    assert {gpu for task in bound.tasks for gpu in task.gpu_ids} == {"a-4", "a-5", "a-6", "a-7"}
+    assert {gpu for task in loose.tasks for gpu in task.gpu_ids} == {"a-2", "a-3"}
+
+
+def test_tasks_spread_over_nodes_keep_rank_order_and_get_what_they_asked() -> None:
+    nodes = [make_node("a", gpus=2), make_node("b", gpus=4)]
+    (gang,) = placed(nodes, [shape(2, tasks=3, cpu_milli=500, memory_mib=70)])
+    assert [task.task_index for task in gang.tasks] == [0, 1, 2]
+    assert [task.node_id for task in gang.tasks] == ["n-a", "n-b", "n-b"]
+    assert {(task.cpu_milli, task.memory_mib) for task in gang.tasks} == {(500, 70)}
+    assert gang.why == "greedy; on 2 nodes, a first"
+
+
+def test_cpu_tasks_get_no_gpus() -> None:
+    (job,) = placed([make_node("a")], [shape(0, tasks=2)])
+    assert [task.gpu_ids for task in job.tasks] == [(), ()]
+    assert job.why == "greedy; on a"

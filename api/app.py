@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
 from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
 from api import errors
 from api.dependencies import Context, permission_of
 from api.middleware import BodyBound, HostCheck, InFlight, RequestContext
+from api.problems import MEDIA_TYPE
 from api.routes import (
     audit,
     decisions,
@@ -28,6 +31,7 @@ from api.routes import (
     tenants,
     tokens,
 )
+from api.schemas import ProblemOut
 from api.security import Gate, Tickets
 from api.streams import Commits
 from scheduler.clock import Clock
@@ -35,6 +39,7 @@ from scheduler.ids import IdSource
 from scheduler.model.ports import LogReader
 from scheduler.observability import Metrics
 from scheduler.service import Limits
+from scheduler.service.census import live_jobs, open_intents
 from scheduler.settings import Settings
 from scheduler.store.database import Database
 
@@ -58,6 +63,12 @@ _ROUTERS: tuple[APIRouter, ...] = tuple(
 )
 
 
+_REFUSAL = {
+    "description": "A refusal, as an RFC 9457 problem with a stable `code`.",
+    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+
+
 class Application(FastAPI):
     """FastAPI inside our middleware, which sees every request first and every answer last."""
 
@@ -78,6 +89,26 @@ class Application(FastAPI):
         app = HostCheck(app, api)
         app = BodyBound(app, api.body_bytes_max)
         return RequestContext(app, parts.clock, parts.ids, parts.metrics)
+
+    @override
+    def openapi(self) -> dict[str, Any]:
+        """OpenAPI 3.1 of every route, with how to authenticate and what a refusal looks like."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            components = document.setdefault("components", {})
+            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            problem = TypeAdapter(ProblemOut).json_schema(
+                ref_template="#/components/schemas/{model}"
+            )
+            components.setdefault("schemas", {}).update(problem.pop("$defs", {}))
+            components["schemas"]["Problem"] = problem
+            document["security"] = [{"token": []}]
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)  # FastAPI's own error shape
+                    operation["responses"]["default"] = _REFUSAL
+        assert self.openapi_schema is not None
+        return self.openapi_schema
 
     def stop_streams(self) -> None:
         """End every open stream, so that a shutdown need not wait. From the event loop."""
@@ -156,6 +187,8 @@ def create_app(
             idempotency_keep_s=settings.queue.idempotency_keep_s,
         ),
     )
+    app.context.metrics.watch_jobs(lambda: database.read_sync(live_jobs))
+    app.context.metrics.watch_intents(lambda: database.read_sync(open_intents))
     errors.install(app)
     for router in _ROUTERS:
         # Not include_router: it nests, and a flat list is what the permission check can walk.

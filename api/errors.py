@@ -58,7 +58,7 @@ async def _audit_denied(request: Request, error: HaversackError) -> None:
     """Record the denial. It stands whether or not the store can take the row."""
     parts = context(request)
     actor = getattr(request.state, "actor", None)
-    route = getattr(request.scope.get("route"), "path", "")
+    route = getattr(request.scope.get("route"), "path_format", "")
     action = f"{request.method} {route}"[:_ACTION_MAX]
     object_id = next(iter(request.path_params.values()), "")
     detail = {"code": error.code, "why": str(error)}

@@ -88,7 +88,7 @@ class RequestContext:
         try:
             await self._app(scope, receive, decorated)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(scope.get("route"), "path_format", "none")
             streamed = lane_of(scope) is Lane.STREAM
             self._metrics.request_finished(
                 route=route,

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
 
 from scheduler.clock import Clock
+from scheduler.errors import HaversackError
+
+log = structlog.get_logger(__name__)
 
 RECHECK_S = 5.0
 """The token behind a stream is checked again this often: a revoked one ends its streams."""
@@ -92,3 +97,15 @@ class Pulse:
             return True
         self._checked_at = now
         return await self._honoured()
+
+
+async def until_trouble(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces of a stream, which ends where the store fails: its client comes back later.
+
+    An answer that has begun cannot turn into a problem any more, so the end says it all.
+    """
+    try:
+        async for piece in pieces:
+            yield piece
+    except HaversackError as error:
+        log.warning("stream ended early", code=error.code, why=str(error))

@@ -15,6 +15,8 @@ from scheduler.model.snapshot import Snapshot
 log = structlog.get_logger(__name__)
 
 RETRY_STORAGE_S = 1.0
+RETRY_SOLVER_S = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
+"""Rests after 1, 2, ... cycles in a row without any plan: a broken solver must not spin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Conductor:
         self._finished = finished
         self._woken = asyncio.Event()
         self._snapshot = Snapshot()
+        self._failures = 0
         self.trouble = "no cycle has run yet"
         """Empty while cycles work; else what is wrong, for readiness."""
 
@@ -80,6 +83,12 @@ class Conductor:
 
     async def _rest(self, report: CycleReport) -> bool:
         """Sleep until there is a reason for a cycle; True if it must decide anew regardless."""
+        if report.failed:
+            rest_s = RETRY_SOLVER_S[min(self._failures, len(RETRY_SOLVER_S) - 1)]
+            self._failures += 1
+            await asyncio.sleep(rest_s)
+            return True
+        self._failures = 0
         await asyncio.sleep(self._pace.rest_ratio * report.duration_s)
         if report.refused:  # the world had moved on: look again at once
             await asyncio.sleep(self._pace.batch_window_s)

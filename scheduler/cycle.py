@@ -55,6 +55,7 @@ class CycleReport:
         decided: False when nothing had changed that a new decision could use.
         placed: jobs that are ASSIGNED now.
         refused: jobs whose placement the commit refused, with why; they stay PENDING.
+        failed: the solver gave no plan at all; the next cycle must try again.
         killed: the solver process had to be killed; the plan is what it had sent by then.
         rejected: violations of a plan that was thrown away; empty when it was sound.
         next_eligible_at: when the first job in backoff may start; None without one.
@@ -69,6 +70,7 @@ class CycleReport:
     bound: float = 0.0
     gap: float = 0.0
     duration_s: float = 0.0
+    failed: bool = False
     killed: bool = False
     rejected: tuple[Violation, ...] = ()
     next_eligible_at: UtcSeconds | None = None
@@ -119,7 +121,9 @@ async def run_cycle(
     plan = result.plan
     if plan is None:
         log.warning("no plan this cycle", killed=result.killed)
-        return snapshot, CycleReport(decided=False, killed=True, next_eligible_at=eligible_at)
+        return snapshot, CycleReport(
+            decided=False, failed=True, killed=result.killed, next_eligible_at=eligible_at
+        )
 
     # 3. Verify: an independent check; a bad plan is a bug, it is kept and not carried out.
     violations = verify(plan, snapshot, context.order.order(tuple(snapshot.waiting.values()), now))

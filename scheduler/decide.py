@@ -16,6 +16,7 @@ from scheduler.allocation.feasibility import Problem, problem_of
 from scheduler.allocation.gpu_choice import place
 from scheduler.allocation.greedy import Packing, best_greedy, by_density, pack, worth
 from scheduler.allocation.highs import Limits
+from scheduler.allocation.knapsack import Solved
 from scheduler.allocation.verify import verify
 from scheduler.model.plan import Plan, SolverReport
 from scheduler.model.ports import Effort, OrderedJob, QueueOrder
@@ -49,8 +50,9 @@ def decide(
         seed: the solver's seed.
 
     Yields:
-        the greedy plan, then the plan of the exact knapsack (or, above `effort.columns_max`, of
-        the LP relaxation) with its proven bound. Equal arguments give equal plans.
+        the greedy plan; the plan of the LP relaxation with its proven bound; the plan of the exact
+        knapsack, unless the gap is closed by then or the model has more than `effort.columns_max`
+        columns. Equal arguments give equal plans.
 
     Raises:
         AssertionError: the greedy plan fails verification, which is a bug here.
@@ -58,13 +60,15 @@ def decide(
     ordered = order.order(tuple(snapshot.waiting.values()), now)
     problem = problem_of(snapshot, ordered, order_max=effort.order_max)
     greedy = _greedy(problem)
-    first = _plan(snapshot, problem, greedy, now)
-    violations = verify(first, snapshot, ordered)
+    best = _plan(snapshot, problem, greedy, now)
+    violations = verify(best, snapshot, ordered)
     assert not violations, f"greedy plan is unsound: {violations[0].message}"
-    yield first
-    if first.gap <= effort.gap_target:
+    yield best
+    if best.gap <= effort.gap_target:
         return
-    yield _checked(snapshot, ordered, problem, _improve(problem, greedy, effort, seed), first, now)
+    for candidate in _improve(problem, greedy, effort, seed):
+        best = _checked(snapshot, ordered, problem, candidate, best, now)
+        yield best
 
 
 def _greedy(problem: Problem) -> _Candidate:
@@ -77,46 +81,45 @@ def _greedy(problem: Problem) -> _Candidate:
     return _Candidate(packing, float(sum(gang.value for gang in problem.gangs)), report)
 
 
-def _improve(problem: Problem, greedy: _Candidate, effort: Effort, seed: int) -> _Candidate:
-    """The better of greedy's packing and a solver's, with the sharpest bound proved."""
+def _improve(
+    problem: Problem, greedy: _Candidate, effort: Effort, seed: int
+) -> Iterator[_Candidate]:
+    """Candidates of solvers, each at least as good as the one before, with ever sharper bounds."""
     limits = Limits(effort.milp_nodes_max, effort.gap_target, seed)
     exact = problem.columns <= effort.columns_max
     model = knapsack.build(problem if exact else coarsened(problem))
     relaxed = knapsack.relax(model, limits)
     followed = _follow(problem, relaxed.admitted)
-    best = _best(problem, ("greedy", greedy.packing), ("lp", followed))
-    value = worth(problem, best[1])
-    bound, proved, nodes, notes = relaxed.bound, False, 0, relaxed.notes
-    if exact and value < bound * (1 - effort.gap_target):
-        solved = knapsack.optimise(model, best[1], limits)
-        nodes, notes = solved.nodes, (*notes, *solved.notes)
+    best = _merged(problem, greedy, "lp", replace(relaxed, packing=followed), len(model.columns))
+    yield best
+    if exact and worth(problem, best.packing) < best.bound * (1 - effort.gap_target):
+        solved = knapsack.optimise(model, best.packing, limits)
         if solved.packing is not None:
-            best = _best(problem, best, ("milp", _compact(problem, solved.packing)))
-            value = worth(problem, best[1])
-        if solved.bound < value * (1 - CLAIM_TOLERANCE):
-            notes = (*notes, f"claimed bound {solved.bound:g} is below a plan worth {value:g}")
-        elif solved.bound <= bound:
-            bound, proved = solved.bound, True
-    if bound < value * (1 - CLAIM_TOLERANCE):
-        notes = (*notes, f"LP bound {bound:g} is below a plan worth {value:g}; raised to it")
-    report = SolverReport(
-        best[0] if best[1] else "empty",
-        greedy.report.greedy_value,
-        len(model.pulp.columns),
-        nodes,
-        proved,
-        (*greedy.report.notes, *notes),
+            solved = replace(solved, packing=_compact(problem, solved.packing))
+        yield _merged(problem, best, "milp", solved, len(model.columns))
+
+
+def _merged(
+    problem: Problem, before: _Candidate, stage: str, solved: Solved, columns: int
+) -> _Candidate:
+    """The better packing of two, with the lower bound that can be believed."""
+    packing, report = before.packing, before.report
+    if solved.packing and worth(problem, solved.packing) > worth(problem, packing) * (1 + BETTER):
+        packing, report = solved.packing, replace(report, stage=stage)
+    value = worth(problem, packing)
+    bound, proved, notes = before.bound, False, solved.notes
+    if solved.bound < value * (1 - CLAIM_TOLERANCE):
+        notes = (*notes, f"claimed bound {solved.bound:g} is below a plan worth {value:g}")
+    elif solved.bound <= bound:
+        bound, proved = solved.bound, solved.proved
+    report = replace(
+        report,
+        columns=columns,
+        nodes_explored=solved.nodes,
+        proved=proved,
+        notes=(*report.notes, *notes),
     )
-    return _Candidate(best[1], max(bound, value), report)
-
-
-def _best(problem: Problem, *candidates: tuple[str, Packing]) -> tuple[str, Packing]:
-    """The most valuable candidate; an earlier one wins unless a later one is really better."""
-    best = candidates[0]
-    for other in candidates[1:]:
-        if worth(problem, other[1]) > worth(problem, best[1]) * (1 + BETTER):
-            best = other
-    return best
+    return _Candidate(packing, max(bound, value), report)
 
 
 def _follow(problem: Problem, admitted: Sequence[int]) -> Packing:
@@ -169,13 +172,13 @@ def _checked(
     ordered: Sequence[OrderedJob],
     problem: Problem,
     candidate: _Candidate,
-    first: Plan,
+    best: Plan,
     now: UtcSeconds,
 ) -> Plan:
-    """The candidate's plan, or the greedy plan with a note when that one is unsound."""
+    """The candidate's plan, or the best one so far with a note when that one is unsound."""
     plan = _plan(snapshot, problem, candidate, now)
     violations = verify(plan, snapshot, ordered)
     if not violations:
         return plan
     note = f"{plan.solver.stage} plan refused: {violations[0].message}"
-    return replace(first, solver=replace(first.solver, notes=(*first.solver.notes, note)))
+    return replace(best, solver=replace(best.solver, notes=(*best.solver.notes, note)))

@@ -8,8 +8,11 @@ full snapshot. Nothing here believes a plan: the cycle verifies it again.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -195,6 +198,7 @@ class SolverProcess:
             *self._arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # so that a solver it started can be killed with it
         )
         self._ready = False
         self._revision = None
@@ -273,7 +277,8 @@ class SolverProcess:
         if process is None:
             return
         if process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         assert process.stdin is not None
         process.stdin.close()
         await process.wait()

@@ -105,13 +105,12 @@ def decider_named(path: str) -> Decider:
 
 
 def _read(stream: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> None:
-    """Read frames until the daemon is gone; then end the process, even in the middle of a solve."""
-    while True:
-        header = stream.read(HEADER.size)
-        if len(header) < HEADER.size:
-            os._exit(0)
-        body = stream.read(body_bytes(header))
-        inbox.put(body)
+    """Read frames until the daemon is gone; then end, even in the middle of a solve."""
+    while len(header := stream.read(HEADER.size)) == HEADER.size:
+        inbox.put(stream.read(body_bytes(header)))
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # and with us a CBC that we may be waiting for
+    os._exit(0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,10 +8,10 @@ const T = {
   connecting: "connecting…",
   away: "no answer from the daemon; trying again",
   simulated: "SIMULATED GPUs",
-  simulatedHint: "These GPUs are simulated: jobs placed here get no real GPU.",
+  simulatedHint: "jobs placed on them get no real GPU",
   login: {
     title: "Open the dashboard",
-    hint: "Run `haversack dashboard` for a one-time link, or paste a token. The browser gets a " +
+    hint: "Run “haversack dashboard” for a one-time link, or paste a token. The browser gets a " +
       "read-only session of twelve hours; the token itself is not kept.",
     label: "Token",
     button: "Open",
@@ -55,14 +55,14 @@ const T = {
     filters: { active: "waiting and running", all: "all", ended: "ended" },
     head: ["State", "Name", "Queue", "Priority", "GPUs", "Nodes", "Age", "Reason"],
     none: "No jobs here. Submit one: haversack submit -f job.yaml",
-    more: (n) => `The ${n} newest are shown; \`haversack jobs\` lists them all.`,
+    more: (n) => `The ${n} newest are shown; “haversack jobs” lists them all.`,
     simulated: "simulated",
   },
 };
 
 /** State → [sign, tone]: told apart by sign and word, never by colour alone. */
 const STATES = {
-  PENDING: ["◌", "soft"], HELD: ["❙❙", "warn"], QUARANTINED: ["⊘", "bad"],
+  PENDING: ["◌", "soft"], HELD: ["‖", "warn"], QUARANTINED: ["⊘", "bad"],
   ASSIGNED: ["◔", "run"], LAUNCHING: ["◑", "run"], RUNNING: ["▶", "run"],
   SUSPECT: ["?", "warn"], LOST: ["✕", "bad"], STOPPING: ["◼", "warn"],
   SUCCEEDED: ["✓", "good"], FAILED: ["✕", "bad"], CANCELLED: ["–", "soft"],
@@ -417,7 +417,7 @@ function dress() {
     "filter-label": T.jobs.filter, simulated: T.simulated,
   };
   for (const [id, text] of Object.entries(texts)) at(id).textContent = text;
-  at("simulated").title = T.simulatedHint;
+  at("simulated").append(el("span", {}, T.simulatedHint));
   at("filter").replaceChildren(
     ...Object.entries(T.jobs.filters).map(([value, text]) => el("option", { value }, text)),
   );

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api.dependencies import API, Context, JobReader, context
 from api.render import event_out
-from api.streams import RECHECK_S, Pulse
+from api.streams import RECHECK_S, Pulse, until_trouble
 from scheduler import service
 from scheduler.errors import FieldProblem, InvalidRequestError
 from scheduler.model.access import Actor
@@ -45,7 +45,7 @@ async def events(
     # A revision from a store that has been restored to the past would never be reached.
     start = head if since is None else min(since, head)
     return StreamingResponse(
-        _stream(request, parts, actor, start),
+        until_trouble(_stream(request, parts, actor, start)),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )

@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from api.dependencies import API, JobReader, Json, context
 from api.logs import PIECE_BYTES, Follower, Wanted, ndjson, plain, ranks_of, read_piece
 from api.schemas import LogOut, LogsOut
+from api.streams import until_trouble
 from scheduler import service
 from scheduler.errors import FieldProblem, InvalidRequestError, NotFoundError
 from scheduler.model.quantity import JobId
@@ -81,8 +82,12 @@ async def logs(
             lambda: parts.gate.still_honoured(request),
         )
         if _wants_plain(request):
-            return StreamingResponse(plain(follower.records()), media_type="text/plain")
-        return StreamingResponse(ndjson(follower.records()), media_type="application/x-ndjson")
+            return StreamingResponse(
+                until_trouble(plain(follower.records())), media_type="text/plain"
+            )
+        return StreamingResponse(
+            until_trouble(ndjson(follower.records())), media_type="application/x-ndjson"
+        )
     chosen = _choose(attempts, attempt, job_id)
     if wanted_rank is None:
         return await _all_ranks(request, chosen, limit)

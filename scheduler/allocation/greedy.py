@@ -13,6 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.allocation.feasibility import UNBOUNDED, Family, Gang, Ints, Option, Problem
+from scheduler.allocation.topology import best_subset, mean_pair_bandwidth
+
+TIES_MAX = 16
+"""How many equally tight spots are compared by their links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ def pack(
         for option in _by_room(problem, problem.gangs[index].options, left):
             if option in failed:
                 continue
-            loads = _place(problem.families[option.family], option, left, models_first=models_first)
+            loads = _place(problem, problem.gangs[index], option, left, models_first=models_first)
             if loads:
                 packing[index] = loads
                 break
@@ -109,20 +113,26 @@ def _by_room(problem: Problem, options: Sequence[Option], left: Ints) -> Sequenc
     return sorted(options, key=lambda option: (room[option], option.family))
 
 
-def _place(family: Family, option: Option, left: Ints, *, models_first: bool) -> tuple[Load, ...]:
+def _place(
+    problem: Problem, gang: Gang, option: Option, left: Ints, *, models_first: bool
+) -> tuple[Load, ...]:
     """Place all workers and take their bins from `left`; () and `left` as it was when they cannot.
 
     One spot for the whole gang is best, the tightest that holds it; else spots that hold much of
     it, so that few nodes are used.
     """
+    family = problem.families[option.family]
     fits = family.fits_now(left)
     if int(fits.sum()) < option.workers:
         return ()
     tight = left[family.tightness]
     whole = np.flatnonzero(fits >= option.workers)
     if whole.size:
-        order = _sorted_by(tight[whole], family.preference[whole], models_first)
-        spot = int(whole[order[0]])
+        order = whole[_sorted_by(tight[whole], family.preference[whole], models_first)]
+        same = (tight[order] == tight[order[0]]) & (
+            family.preference[order] == family.preference[order[0]]
+        )
+        spot = _best_linked(problem, gang, option, order[same][:TIES_MAX].tolist(), left)
         _take(family, spot, option.workers, left)
         return (Load(option.family, spot, option.workers),)
     held = np.minimum(fits, option.workers) * np.int64(UNBOUNDED) - tight
@@ -139,6 +149,27 @@ def _place(family: Family, option: Option, left: Ints, *, models_first: bool) ->
     for load in loads:
         _take(family, load.spot, -load.workers, left)
     return ()
+
+
+def _best_linked(problem: Problem, gang: Gang, option: Option, spots: list[int], left: Ints) -> int:
+    """Of equally tight spots the one whose free GPUs are linked best, the first if none stands out.
+
+    A spot that this pass has used already counts as unlinked: its free GPUs are not known yet.
+    """
+    size = gang.job.shape.per_task.gpus * gang.tasks_per_worker * option.workers
+    if len(spots) == 1 or size < 2:  # noqa: PLR2004 - a single GPU has no links
+        return spots[0]
+    family = problem.families[option.family]
+
+    def bandwidth(number: int) -> float:
+        spot, tightness = family.spots[number], family.tightness[number]
+        if left[tightness] < problem.capacity[tightness]:
+            return 0.0
+        site = problem.sites[spot.node]
+        free = frozenset(site.free_in(spot.model, spot.domain))
+        return mean_pair_bandwidth(site.node.links, best_subset(site.node.links, free, size))
+
+    return max(spots, key=bandwidth)
 
 
 def _sorted_by(

@@ -50,6 +50,11 @@ class Knapsack:
     start: Mapping[tuple[int, int], Any]
     count: Mapping[tuple[int, int], Any]
 
+    @property
+    def columns(self) -> Sequence[Any]:
+        """The model's variables."""
+        return self.pulp.columns
+
 
 def build(problem: Problem) -> Knapsack:
     """Write the model above. O(columns * dimensions); PuLP expressions are built from lists."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from api.schemas import AttemptOut, JobDetailOut, JobOut
 
 _FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 2.0
+_LONGEST_PAUSE_S = 1.0
 _AWAY_MAX_S = 60.0
 _NODES_SHOWN = 3
 _PHASES = {

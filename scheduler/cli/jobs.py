@@ -256,7 +256,9 @@ def _watch(session: Session, load: Callable[[], tuple[list[JobOut], bool]], form
                     for column in job_columns(session.clock.now())
                     if form is Format.WIDE or not column.wide
                 ]
-                live.update(Text.from_ansi(table(load()[0], columns)), refresh=True)
+                # Cut at the right edge: a redrawn screen cannot run on.
+                drawn = Text.from_ansi(table(load()[0], columns), no_wrap=True, overflow="ellipsis")
+                live.update(drawn, refresh=True)
                 session.sleep(_WATCH_PAUSE_S)
     except KeyboardInterrupt:
         return

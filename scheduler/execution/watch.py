@@ -169,12 +169,14 @@ class Watcher:
             failpoints.hit("exit-seen")
         elif seen.phase is Phase.RUNNING:
             failpoints.hit("start-seen")
-        await self._store.record(seen, self._clock.now())
+        moved = await self._store.record(seen, self._clock.now())
         if final:
             failpoints.hit("exit-stored")
             await self._thread(self._executor.forget, seen.attempt_id)
             self._followed.discard(seen.attempt_id)
             self._watched.discard(seen.attempt_id)
-            self._on_freed()
+            self._pending.pop(seen.attempt_id, None)
+            if moved is not None:
+                self._on_freed()
         elif seen.phase is Phase.RUNNING:
             failpoints.hit("start-stored")

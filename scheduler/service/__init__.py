@@ -1,7 +1,7 @@
 """The use cases: one function is one transaction, called through `Database.write` or `read`.
 
-`submission` and `moves` change jobs, `jobs` and `explanation` read them; `cluster`, `decisions`, `events`
-and `identity` hold the rest. `access` is what all of them ask first.
+`submission` and `moves` change jobs, `jobs` and `explanation` read them; `cluster`, `decisions`,
+`events` and `identity` hold the rest. `access` is what all of them ask first.
 """
 
 from scheduler.service.cluster import (

@@ -13,7 +13,7 @@ from sqlalchemy import Row, bindparam, func, insert, or_, select, update
 from scheduler.errors import ConflictError, InvalidRequestError
 from scheduler.model.access import Actor
 from scheduler.model.execution import RankExit
-from scheduler.model.job import JobShape, JobSpec, Topology
+from scheduler.model.job import JobShape, JobSpec, Origin, Topology
 from scheduler.model.lifecycle import EndCause, JobState
 from scheduler.model.quantity import (
     JobId,
@@ -96,7 +96,7 @@ def new_view(
         tenant=actor.acts_for,
         queue=spec.queue,
         name=spec.name,
-        origin="api",
+        origin=Origin.API.value,
         principal=actor.principal,
         state=JobState.PENDING,
         desired="run",
@@ -136,45 +136,7 @@ def add(tx: Transaction, job: JobView, spec: JobSpec, api_version: str) -> JobVi
         },
         at=job.submitted_at,
     )
-    tx.connection.execute(
-        _INSERT,
-        {
-            "id": job.id,
-            "tenant_id": job.tenant,
-            "queue": job.queue,
-            "name": job.name,
-            "origin": job.origin,
-            "principal_id": job.principal,
-            "state": job.state.value,
-            "desired": job.desired,
-            "priority": job.priority,
-            "tasks_min": spec.tasks_min,
-            "tasks_max": spec.tasks_max,
-            "gpus_per_task": spec.task.gpus,
-            "cpu_milli": spec.task.cpu_milli,
-            "memory_mib": spec.task.memory_mib,
-            "gpu_models": codec.text(spec.task.gpu_models),
-            "topology": spec.topology.value,
-            "pool": spec.pool,
-            "preemptible": spec.preemptible,
-            "class_key": job.class_key,
-            "api_version": api_version,
-            "document": job.document,
-            "submitted_at": job.submitted_at,
-            "eligible_at": job.eligible_at,
-            "started_at": None,
-            "finished_at": None,
-            "attempts": 0,
-            "retries_used": 0,
-            "free_requeues": 0,
-            "end_cause": None,
-            "exit_code": None,
-            "message": "",
-            "history_seq": 1,
-            "version": job.version,
-            "revision": revision,
-        },
-    )
+    tx.connection.execute(_INSERT, _columns(job, spec, api_version, revision))
     tx.connection.execute(
         _INSERT_HISTORY,
         {
@@ -191,6 +153,46 @@ def add(tx: Transaction, job: JobView, spec: JobSpec, api_version: str) -> JobVi
         },
     )
     return replace(job, revision=revision)
+
+
+def _columns(job: JobView, spec: JobSpec, api_version: str, revision: int) -> dict[str, object]:
+    """The row of a new job."""
+    return {
+        "id": job.id,
+        "tenant_id": job.tenant,
+        "queue": job.queue,
+        "name": job.name,
+        "origin": job.origin,
+        "principal_id": job.principal,
+        "state": job.state.value,
+        "desired": job.desired,
+        "priority": job.priority,
+        "tasks_min": spec.tasks_min,
+        "tasks_max": spec.tasks_max,
+        "gpus_per_task": spec.task.gpus,
+        "cpu_milli": spec.task.cpu_milli,
+        "memory_mib": spec.task.memory_mib,
+        "gpu_models": codec.text(spec.task.gpu_models),
+        "topology": spec.topology.value,
+        "pool": spec.pool,
+        "preemptible": spec.preemptible,
+        "class_key": job.class_key,
+        "api_version": api_version,
+        "document": job.document,
+        "submitted_at": job.submitted_at,
+        "eligible_at": job.eligible_at,
+        "started_at": None,
+        "finished_at": None,
+        "attempts": 0,
+        "retries_used": 0,
+        "free_requeues": 0,
+        "end_cause": None,
+        "exit_code": None,
+        "message": job.message,
+        "history_seq": 1,
+        "version": job.version,
+        "revision": revision,
+    }
 
 
 def row(tx: Transaction, actor: Actor, job_id: JobId) -> Row[Any] | None:

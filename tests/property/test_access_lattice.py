@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,7 +78,7 @@ def test_shared_things_belong_to_the_system_tenant(tenant: TenantId, role: Role)
 
 def test_roles_form_a_chain_and_agents_stand_aside() -> None:
     chain = [Role.VIEWER, Role.USER, Role.OPERATOR, Role.ADMIN]
-    for lower, higher in zip(chain, chain[1:], strict=False):
+    for lower, higher in pairwise(chain):
         assert GRANTS[lower] < GRANTS[higher]
     assert Permission.JOBS_READ not in GRANTS[Role.AGENT]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,8 @@ from scheduler.model.ports import Effort
 from scheduler.model.quantity import GpuId
 from scheduler.model.snapshot import Snapshot
 
+K = TypeVar("K")
+V = TypeVar("V")
 ORDER = PriorityAge()
 instances = st.builds(random_instance, st.integers(0, 10_000), st.sampled_from(sorted(MIXES)))
 few = settings(
@@ -56,16 +59,16 @@ def test_equal_inputs_and_seed_give_equal_plans(snapshot: Snapshot, seed: int) -
 @few
 @given(instances, st.randoms(use_true_random=False))
 def test_the_order_of_mappings_does_not_matter(snapshot: Snapshot, rng: random.Random) -> None:
-    def shuffled(items: object) -> list[object]:
-        entries = list(items)  # type: ignore[call-overload]
-        rng.shuffle(entries)
-        return entries
+    def shuffled(items: Mapping[K, V]) -> dict[K, V]:
+        keys = list(items)
+        rng.shuffle(keys)
+        return {key: items[key] for key in keys}
 
     other = Snapshot(
         snapshot.revision,
-        dict(shuffled(snapshot.nodes.items())),  # type: ignore[arg-type]
-        dict(shuffled(snapshot.live.items())),  # type: ignore[arg-type]
-        dict(shuffled(snapshot.waiting.items())),  # type: ignore[arg-type]
+        shuffled(snapshot.nodes),
+        shuffled(snapshot.live),
+        shuffled(snapshot.waiting),
     )
     assert plans(other) == plans(snapshot)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import uvicorn
 from starlette.types import ASGIApp, Message
 from support.clock import ManualClock
 from support.usecases import ROOT, Office
@@ -170,9 +174,42 @@ def edge_over(database: Database, clock: ManualClock, **api: Any) -> Edge:
     return Edge(Office(database, clock), settings=Settings(api=ApiSettings(**api)))
 
 
+@contextmanager
+def serving(edge: Edge) -> Iterator[str]:
+    """The base URL of a real server that runs `edge` in a thread, on a free port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(edge.app, log_config=None, lifespan="on", timeout_graceful_shutdown=5)
+    )
+    loop = asyncio.new_event_loop()
+
+    def serve() -> None:
+        loop.run_until_complete(server.serve(sockets=[listener]))
+        loop.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        loop.call_soon_threadsafe(edge.app.stop_streams)
+        server.should_exit = True
+        thread.join(15)
+        listener.close()
+        assert not thread.is_alive()
+
+
 @asynccontextmanager
 async def opened_stream(
-    app: ASGIApp, path: str, token: str, *, query: str = "", headers: Mapping[str, str] | None = None
+    app: ASGIApp,
+    path: str,
+    token: str,
+    *,
+    query: str = "",
+    headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[AsyncIterator[bytes]]:
     """The pieces of a streamed answer as they come; leaving it hangs up."""
     pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -213,7 +250,10 @@ async def opened_stream(
         while (piece := await pieces.get()) is not None:
             yield piece
 
-    serving = asyncio.create_task(app(scope, receive, send))  # type: ignore[arg-type]
+    async def serve() -> None:
+        await app(scope, receive, send)
+
+    serving = asyncio.create_task(serve())
     try:
         yield received()
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 from sqlalchemy import Row, select
@@ -38,6 +38,7 @@ from scheduler.store.transaction import Transaction
 from scheduler.store.transitions import apply_event
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 LIMITS = service.Limits(waiting_jobs_max=1_000, idempotency_keep_s=3_600.0)
 RED = TenantId("red")
@@ -101,6 +102,18 @@ class Office:
 
     def read(self, query: Callable[[Transaction], T]) -> T:
         return self.database.read_sync(query)
+
+    def do(
+        self, use_case: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """One use case in a write transaction."""
+        return self.write(lambda tx: use_case(tx, *args, **kwargs))
+
+    def ask(
+        self, use_case: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """One use case in a read transaction."""
+        return self.read(lambda tx: use_case(tx, *args, **kwargs))
 
     def nodes(self, *nodes: Node) -> None:
         self.write(lambda tx: sync_nodes(tx, nodes, now=self.now))

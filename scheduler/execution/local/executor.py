@@ -125,19 +125,9 @@ class LocalExecutor:
                 return Receipt(Outcome.REFUSED, problem)
             if ended(folder):
                 return Receipt(Outcome.DONE)
-            if not folder.has("order.json") and (left := _kill_marked(order.attempt_id)):
-                # Never launched, or its folder was removed under it: believe only /proc.
-                return Receipt(Outcome.UNKNOWN, f"processes of it are still there: {left}")
-            folder.create()
-            if folder.forbid(f"stopped before it started: {order.cause}"):
-                return Receipt(Outcome.DONE)
-            self._record_stop(folder, order)
-            claim = folder.claim()
-            if claim is not None and claim.launcher is not None:
-                process.send(claim.launcher, signal.SIGTERM)
+            return self._stop(folder, order)
         except (OSError, ValueError) as error:
             return Receipt(Outcome.UNKNOWN, f"cannot stop on this host: {error}")
-        return Receipt(Outcome.DONE)
 
     def observe(self, attempt_id: AttemptId) -> AttemptObservation:
         """The truth about one attempt.
@@ -256,6 +246,28 @@ class LocalExecutor:
             return Receipt(Outcome.UNKNOWN, f"{message}; and no tombstone: {error}")
         assert claim is not None, "forbid found a claim"
         return _told_by(claim)
+
+    def _stop(self, folder: AttemptFolder, order: StopOrder) -> Receipt:
+        claim = folder.claim()
+        if claim is None:
+            if not folder.has("order.json") and (left := _kill_marked(order.attempt_id)):
+                # Never launched, or its folder was removed under it: believe only /proc.
+                return Receipt(Outcome.UNKNOWN, f"processes of it are still there: {left}")
+            folder.create()
+            if folder.forbid(f"stopped before it started: {order.cause}"):
+                return Receipt(Outcome.DONE)
+            claim = folder.claim()
+        if claim is None or claim.launcher is None:
+            return Receipt(Outcome.DONE)
+        try:
+            self._record_stop(folder, order)
+        except OSError:
+            # A full disk: perhaps this very job filled it. It ends, and the caller tries again
+            # until the cause is written or the attempt is over.
+            process.send(claim.launcher, signal.SIGTERM)
+            raise
+        process.send(claim.launcher, signal.SIGTERM)
+        return Receipt(Outcome.DONE)
 
     def _record_stop(self, folder: AttemptFolder, order: StopOrder) -> None:
         """Write stop.json; the first cause stands, the shortest grace counts."""

@@ -246,7 +246,7 @@ class Gang:
             grace_s = float(grace) if isinstance(grace, int | float) else self._order.grace_s
             self._stop(str(record.get("cause")), str(record.get("message", "")), grace_s)
         elif asked:
-            message = "the launcher was asked to end by someone else than the daemon"
+            message = "the launcher was asked to end, and no stop order stands"
             self._stop("infrastructure", message, self._order.grace_s)
 
     def _stop(self, cause: str, message: str, grace_s: float) -> None:

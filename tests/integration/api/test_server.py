@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import socket
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from support.builders import job_spec, node
 from support.clock import ManualClock
-from support.edge import JOB, Edge, edge_over
+from support.edge import JOB, Edge, edge_over, serving
 from support.usecases import actor
 
 from api.client import Client
@@ -32,28 +28,9 @@ def edge(sqlite_database: Database, clock: ManualClock) -> Edge:
 
 @pytest.fixture
 def port(edge: Edge) -> Iterator[int]:
-    """The port of a server that runs `edge` in a thread."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(edge.app, log_config=None, lifespan="on", timeout_graceful_shutdown=5)
-    )
-    loop = asyncio.new_event_loop()
-
-    def serve() -> None:
-        loop.run_until_complete(server.serve(sockets=[listener]))
-        loop.close()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield listener.getsockname()[1]
-    loop.call_soon_threadsafe(edge.app.stop_streams)
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
-    listener.close()
+    """The port of a server that runs `edge`."""
+    with serving(edge) as address:
+        yield int(address.rpartition(":")[2])
 
 
 def test_submit_follow_and_events_over_a_socket(edge: Edge, port: int) -> None:

@@ -1,4 +1,4 @@
-"""Streams over time: replay, heartbeats, ends. They pace themselves, so these tests wait a little."""
+"""Streams over time: replay, heartbeats, ends. They pace themselves: these tests wait a little."""
 
 from __future__ import annotations
 
@@ -64,9 +64,10 @@ def test_events_are_replayed_and_then_come_as_they_are_committed(edge: Edge) -> 
     first = edge.office.submit(spec=job_spec(gpus=0))
 
     async def scenario() -> None:
-        async with asyncio.timeout(LIMIT_S), opened_stream(
-            edge.app, EVENTS, token, query="since=0"
-        ) as pieces:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            opened_stream(edge.app, EVENTS, token, query="since=0") as pieces,
+        ):
             seen = events(pieces)
             async for event in seen:
                 if event["object_id"] == first.id:
@@ -84,9 +85,12 @@ def test_a_client_that_was_away_misses_nothing_and_sees_nothing_twice(edge: Edge
     made = [edge.office.submit(spec=job_spec(gpus=0)) for _ in range(4)]
 
     async def scenario() -> None:
-        async with asyncio.timeout(LIMIT_S), opened_stream(
-            edge.app, EVENTS, token, headers={"Last-Event-ID": str(made[1].revision)}
-        ) as pieces:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            opened_stream(
+                edge.app, EVENTS, token, headers={"Last-Event-ID": str(made[1].revision)}
+            ) as pieces,
+        ):
             seen = events(pieces)
             assert [(await anext(seen))["object_id"] for _ in range(2)] == [made[2].id, made[3].id]
 
@@ -102,9 +106,10 @@ def test_no_event_crosses_tenants(edge: Edge) -> None:
     mine = edge.office.submit(actor(RED), job_spec(gpus=0))
 
     async def scenario() -> None:
-        async with asyncio.timeout(LIMIT_S), opened_stream(
-            edge.app, EVENTS, red, query=f"since={head}"
-        ) as pieces:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            opened_stream(edge.app, EVENTS, red, query=f"since={head}") as pieces,
+        ):
             assert (await anext(events(pieces)))["object_id"] == mine.id
 
     asyncio.run(scenario())
@@ -161,9 +166,10 @@ def test_logs_are_followed_from_before_the_start_over_a_requeue_to_the_end(edge:
 
     async def scenario() -> None:
         path = f"/api/v1/jobs/{job_id}/logs"
-        async with asyncio.timeout(LIMIT_S), opened_stream(
-            edge.app, path, token, query="follow=true&rank=all"
-        ) as pieces:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            opened_stream(edge.app, path, token, query="follow=true&rank=all") as pieces,
+        ):
             seen = lines(pieces)
             attempt = await asyncio.to_thread(start)
             edge.logs.text[attempt, 0] = b"one\n"

@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import pytest
 from support.execution import (
     attempt,
     launch_order,
@@ -22,6 +25,7 @@ from scheduler.execution.local.executor import LocalExecutor
 from scheduler.execution.local.files import AttemptFolder, highest_epoch
 from scheduler.execution.local.orders import GangOrder, RankOrder
 from scheduler.model.execution import Outcome, Phase, RankExit
+from scheduler.model.job import LauncherKind
 from scheduler.model.lifecycle import EndCause
 from scheduler.model.quantity import AttemptId
 
@@ -32,6 +36,10 @@ def log_of(data_dir: Path, rank: int = 0, attempt_id: AttemptId | None = None) -
     folder = data_dir / "attempts" / (attempt() if attempt_id is None else attempt_id)
     path = folder / f"rank-{rank}.log"
     return path.read_text() if path.exists() else ""
+
+
+def printed(data_dir: Path, rank: int, attempt_id: AttemptId) -> bool:
+    return "\n" in log_of(data_dir, rank, attempt_id)
 
 
 def launcher_of(data_dir: Path) -> process.Identity:
@@ -367,3 +375,124 @@ def test_a_full_disk_starts_nothing_and_loses_nothing(
     assert "File too large" in done.stdout, done.stderr
     assert executor.observe(attempt()).phase in (Phase.UNCLAIMED, Phase.ABSENT)
     assert process.marked(attempt()) == []
+
+
+def test_two_gangs_never_share_a_master_port(executor: LocalExecutor, data_dir: Path) -> None:
+    # The same wish: the first port to try comes from the last four letters of the id.
+    ids = [AttemptId(f"a-{letter}000000000000001") for letter in "klmn"]
+    for attempt_id in ids:
+        order = launch_order(
+            "sh",
+            "-c",
+            "echo $MASTER_ADDR:$MASTER_PORT:$PET_MASTER_PORT:$RANK/$WORLD_SIZE; exec sleep 600",
+            attempt_id=attempt_id,
+            tasks=2,
+            launcher=LauncherKind.TORCH,
+        )
+        assert executor.launch(order).outcome is Outcome.DONE
+    ports = set()
+    for attempt_id in ids:
+        for rank in (0, 1):
+            wait_until(partial(printed, data_dir, rank, attempt_id), "it prints")
+        told = [log_of(data_dir, rank, attempt_id).strip().split(":") for rank in (0, 1)]
+        assert told[0][:3] == told[1][:3]
+        assert [one[3] for one in told] == ["0/2", "1/2"]
+        assert told[0][0] == "127.0.0.1"
+        assert told[0][1] == told[0][2]
+        assert 20_000 <= int(told[0][1]) < 32_768
+        ports.add(told[0][1])
+        executor.stop(stop_order(attempt_id, grace_s=0))
+    assert len(ports) == len(ids)
+    for attempt_id in ids:
+        wait_for(executor, attempt_id)
+
+
+def test_a_port_in_use_is_passed_over(executor: LocalExecutor, data_dir: Path) -> None:
+    def launch(attempt_id: AttemptId) -> int:
+        order = launch_order(
+            "sh",
+            "-c",
+            "echo $MASTER_PORT",
+            attempt_id=attempt_id,
+            launcher=LauncherKind.TORCH,
+        )
+        executor.launch(order)
+        wait_for(executor, attempt_id)
+        return int(log_of(data_dir, 0, attempt_id))
+
+    first = launch(AttemptId("a-k000000000000001"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first))
+        taken.listen()
+        assert launch(AttemptId("a-l000000000000001")) != first
+    assert launch(AttemptId("a-m000000000000001")) == first
+
+
+def test_the_news_of_a_start_arrives(executor: LocalExecutor) -> None:
+    heard: list[AttemptId] = []
+    order = launch_order("sleep", "600")
+    executor._notices.subscribe(attempt(), heard.append)
+    executor.launch(order)
+    wait_until(lambda: heard == [attempt()], "the launcher tells that the gang runs")
+    assert executor.observe(attempt()).phase is Phase.RUNNING
+
+
+def test_noise_on_the_news_pipe_is_ignored(executor: LocalExecutor, data_dir: Path) -> None:
+    heard: list[AttemptId] = []
+    executor._notices.subscribe(attempt(), heard.append)
+    executor.launch(launch_order("true", attempt_id=attempt(2)))  # starts the listening thread
+    with (data_dir / "notify").open("wb", buffering=0) as fifo:
+        fifo.write(b"x" * 4000 + b"\n../../etc\n\xff\xfe\n" + attempt().encode() + b"\n")
+    wait_until(lambda: heard == [attempt()], "the one good line is heard")
+
+
+def test_a_rank_is_limited_and_sees_only_what_it_may(
+    executor: LocalExecutor, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "s3cret")
+    script = (
+        "ulimit -c; ulimit -Hn; ls /proc/self/fd | wc -l; grep NoNewPrivs /proc/self/status;"
+        " cut -d' ' -f6 /proc/$$/stat; echo $$; pwd; env"
+    )
+    executor.launch(launch_order("sh", "-c", script))
+    wait_for(executor, attempt())
+    core, files, open_files, privileges, session, own, folder, *env = log_of(data_dir).splitlines()
+    assert (core, files) == ("0", "1024")
+    assert int(open_files) == 4  # 0, 1, 2 and the one that lists
+    assert privileges.split() == ["NoNewPrivs:", "1"]
+    assert session == own
+    assert folder == str(data_dir.resolve() / "attempts" / attempt() / "work")
+    assert not [line for line in env if "SECRET" in line]
+
+
+def test_the_launcher_needs_nothing_but_the_standard_library(data_dir: Path) -> None:
+    script = (
+        "import sys; sys.path.append(sys.argv[1]);"
+        "import scheduler.execution.local.launcher;"
+        "print(sorted({'typing', 'dataclasses', 'asyncio', 'pydantic', 'structlog', 'subprocess'}"
+        " & set(sys.modules)))"
+    )
+    root = str(Path(launcher.__file__).parents[3])
+    command = [sys.executable, "-I", "-S", "-c", script, root]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+
+
+def test_a_launcher_without_an_order_says_so(executor: LocalExecutor, data_dir: Path) -> None:
+    AttemptFolder(str(data_dir), attempt()).create()
+    command = [sys.executable, "-I", "-S", str(launcher.__file__), str(data_dir), attempt()]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (1, "refused there is no order.json\n")
+
+
+def test_a_launcher_that_cannot_come_up_is_a_refusal(
+    executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    receipt = executor.launch(launch_order("true"))
+    assert receipt.outcome is Outcome.REFUSED
+    assert "launcher did not start" in receipt.message
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    receipt = executor.launch(launch_order("true", attempt_id=attempt(2)))
+    assert receipt.outcome is Outcome.REFUSED
+    assert executor.observe(attempt(2)).phase is Phase.ABSENT

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from support.builders import NOW, gpu, job_spec, no_links, node, placement, task_placement
@@ -9,7 +9,7 @@ from scheduler.ids import SequentialIds
 from scheduler.model.job import Topology
 from scheduler.model.lifecycle import EndCause, JobEvent
 from scheduler.model.node import Health, Node, PriceClass
-from scheduler.model.quantity import JobId, Resources
+from scheduler.model.quantity import SYSTEM_TENANT, JobId, NodeId, Resources, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 from scheduler.store import tables
 from scheduler.store.attempts import stop_job
@@ -23,7 +23,7 @@ B = replace(node("b", gpus=2, links=no_links(2)), price_class=PriceClass.SPOT)
 
 
 def _sync(database: Database, nodes: Sequence[Node], now: float = NOW) -> int:
-    return database.write_sync(lambda tx: sync_nodes(tx, nodes, now=type(NOW)(now)))
+    return database.write_sync(lambda tx: sync_nodes(tx, nodes, now=UtcSeconds(now)))
 
 
 def _full(database: Database) -> Snapshot:
@@ -62,7 +62,7 @@ def test_a_cordoned_gpu_alone_puts_its_node_in_the_delta(database: Database) -> 
 
     def cordon(tx: Transaction) -> None:
         revision = tx.next_revision(
-            tenant=job_tenant, kind="gpu", object_id=A.gpus[0].id, payload={}, at=NOW
+            tenant=SYSTEM_TENANT, kind="gpu", object_id=A.gpus[0].id, payload={}, at=NOW
         )
         tx.connection.execute(
             tables.gpus.update()
@@ -70,7 +70,6 @@ def test_a_cordoned_gpu_alone_puts_its_node_in_the_delta(database: Database) -> 
             .values(cordoned=True, revision=revision)
         )
 
-    job_tenant = type(A.id)("system")
     database.write_sync(cordon)
     (seen,) = database.read_sync(lambda tx: load_delta(tx, view.revision)).nodes
     assert seen.gpus[0].cordoned
@@ -133,7 +132,7 @@ def test_a_gpu_may_move_to_another_node(database: Database) -> None:
 
 def test_a_node_that_returns_under_a_new_id_takes_its_name(database: Database) -> None:
     _sync(database, [A])
-    reborn = replace(A, id=type(A.id)("n-reborn"), gpus=(gpu("GPU-new"),))
+    reborn = replace(A, id=NodeId("n-reborn"), gpus=(gpu("GPU-new"),))
     reborn = replace(reborn, capacity=replace(A.capacity, gpus=1), links=no_links(1))
     assert _sync(database, [reborn]) == 2
     assert list(_full(database).nodes.values()) == [reborn]
@@ -162,9 +161,9 @@ def test_deltas_follow_jobs_and_attempts(
     )
     assert not view.waiting[JobId("j-1")].preemptible
 
-    def step(command: object) -> None:
+    def step(command: Callable[[Transaction], object]) -> None:
         nonlocal view
-        database.write_sync(command)  # type: ignore[arg-type]
+        database.write_sync(command)
         view = view.apply(database.read_sync(lambda tx: load_delta(tx, view.revision)))
         assert view == _full(database)
 

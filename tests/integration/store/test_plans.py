@@ -219,7 +219,7 @@ def test_reason_records_are_rewritten_only_when_they_change(
     key = database.read_sync(lambda tx: str(job_row(tx, "j-0").class_key))
 
     def decide(message: str | None) -> CommitReport:
-        waiting = ()
+        waiting: tuple[Waiting, ...] = ()
         if message is not None:
             reason = Reason(ReasonCode.WAITING_CAPACITY, message, "gpus", 8, 1, 1)
             waiting = (Waiting(key, (reason,)),)

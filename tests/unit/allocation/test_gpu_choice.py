@@ -74,3 +74,15 @@ def test_cpu_tasks_get_no_gpus() -> None:
     (job,) = placed([make_node("a")], [shape(0, tasks=2)])
     assert [task.gpu_ids for task in job.tasks] == [(), ()]
     assert job.why == "greedy; on a"
+
+
+def test_of_equally_free_nodes_the_better_linked_one_is_taken() -> None:
+    nodes = [make_node(name, board=links(DGX1_V100)) for name in ("a", "b", "c")]
+    live = [
+        occupy(nodes[0], [1, 2, 3, 4, 6, 7]),
+        occupy(nodes[1], [1, 2, 4, 5, 6, 7]),
+        occupy(nodes[2], [0, 2, 4, 5, 6, 7]),
+    ]
+    for what in (shape(2), shape(1, tasks=2)):
+        (gang,) = placed(nodes, [what], live)
+        assert {gpu for task in gang.tasks for gpu in task.gpu_ids} == {"b-0", "b-3"}

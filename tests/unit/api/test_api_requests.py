@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 import threading
+from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -8,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.clock import ManualClock
-from support.edge import JOB, Edge, edge_over
+from support.edge import BASE, JOB, Edge, edge_over
 
 from scheduler.model.access import Role
 from scheduler.model.quantity import SYSTEM_TENANT
@@ -101,10 +106,12 @@ def test_metrics_count_requests_by_route_and_name_nobody(edge: Edge) -> None:
     text = edge.call("GET", "/metrics", token).text
 
     assert (
-        'haversack_http_requests_total{method="GET",route="/api/v1/jobs/{job_id:id}",status="200"}'
+        'haversack_http_requests_total{method="GET",route="/api/v1/jobs/{job_id}",status="200"}'
         " 1.0" in text
     )
     assert "haversack_submit_seconds_count 1.0" in text
+    assert 'haversack_jobs{state="PENDING"} 1.0' in text
+    assert 'haversack_intents_open{state="claimed"} 0.0' in text
     for name in (made, "carol", "default", "hello"):
         assert name not in text
 
@@ -114,9 +121,37 @@ def test_openapi_and_the_job_schema_need_a_token(edge: Edge) -> None:
         assert edge.call("GET", path).status_code == 401
     document = edge.call("GET", "/api/v1/openapi.json", edge.token()).json()
     assert document["openapi"].startswith("3.1")
-    assert "/api/v1/jobs/{job_id}:cancel" in document["paths"]
+    cancel = document["paths"]["/api/v1/jobs/{job_id}:cancel"]["post"]
+    assert "application/problem+json" in cancel["responses"]["default"]["content"]
+    assert not _dangling(document)
     schema = edge.call("GET", "/api/v1/schemas/job", edge.token()).json()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def _dangling(document: dict[str, Any]) -> set[str]:
+    """References of the document that lead nowhere within its components."""
+    used = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    return used - set(document["components"]["schemas"])
+
+
+def test_a_body_that_trickles_in_is_not_waited_for(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.middleware.BODY_WITHIN_S", 0.0)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async def call() -> httpx.Response:
+        transport = httpx.ASGITransport(edge.app)
+        headers = {"Authorization": f"Bearer {edge.token()}", "Content-Type": "application/json"}
+        async with httpx.AsyncClient(transport=transport, base_url=BASE) as http:
+            return await http.post("/api/v1/jobs", content=trickle(), headers=headers)
+
+    answer = asyncio.run(call())
+    assert answer.status_code == 422
+    assert "took too long" in answer.json()["detail"]
 
 
 @given(

@@ -101,9 +101,7 @@ def test_a_session_has_the_rights_of_its_principal_and_no_more(
     session = opened.headers["set-cookie"].partition(";")[0].partition("=")[2]
 
     found = edge.office.read(
-        lambda tx: service.authenticate(
-            tx, digest(session), now=edge.office.now
-        )
+        lambda tx: service.authenticate(tx, digest(session), now=edge.office.now)
     )
     assert found is not None
     _, name, home, has, read_only = found
@@ -118,9 +116,9 @@ def test_a_session_may_not_open_further_sessions(edge: Edge) -> None:
 
 def test_no_token_is_in_the_database(edge: Edge) -> None:
     root = edge.root
-    issued = edge.call(
-        "POST", "/api/v1/tokens", root, body={"name": "ci", "role": "user"}
-    ).json()["token"]
+    issued = edge.call("POST", "/api/v1/tokens", root, body={"name": "ci", "role": "user"}).json()[
+        "token"
+    ]
     edge.call("POST", "/api/v1/sessions?cookie=true", issued)
 
     dump = edge.office.read(

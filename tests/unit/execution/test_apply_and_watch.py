@@ -72,7 +72,7 @@ class World:
 
     async def until(self, true: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
-            while not true():
+            while not true():  # noqa: ASYNC110 - what it waits for happens in threads
                 await asyncio.sleep(0.001)
 
 

@@ -235,10 +235,10 @@ def test_passes_on_demand_survive_trouble_but_not_fencing(world: World) -> None:
         world.store.storage_errors = 1
         world.reconciler.wake()
         async with asyncio.timeout(20):
-            while "disk full" not in world.reconciler.trouble:
+            while "disk full" not in world.reconciler.trouble:  # noqa: ASYNC110 - in threads
                 await asyncio.sleep(0.001)
             world.reconciler.wake()
-            while world.reconciler.trouble:
+            while world.reconciler.trouble:  # noqa: ASYNC110 - in threads
                 await asyncio.sleep(0.001)
             world.store.fenced = True
             world.reconciler.wake()

@@ -44,11 +44,8 @@ def test_secrets_are_taken_out_of_keys_texts_and_tracebacks(
 ) -> None:
     log = structlog.get_logger("x")
     log.info("sent", token=TOKEN, headers={"Authorization": f"Bearer {TOKEN}"})
-    log.info(f"got {TOKEN}", url="postgresql://user:hunter2@host/db", deep=[{"a": TOKEN}])
-    try:
-        raise ValueError(TOKEN)
-    except ValueError:
-        log.exception("failed")
+    log.info("got hvs_%sx", "A" * 50, url="postgresql://user:hunter2@host/db", deep=[{"a": TOKEN}])
+    log.error("failed", exc_info=ValueError(TOKEN))
     logging.getLogger("uvicorn.error").error("bad %s", f"Bearer {TOKEN}")
 
     events = told()

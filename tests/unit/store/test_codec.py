@@ -9,7 +9,7 @@ from scheduler.model.plan import FunnelStep, Reason, ReasonCode, Waiting
 from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, TenantId
 from scheduler.store import codec
 
-WORDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+WORDS = st.text(st.characters(codec="utf-8"), max_size=20)
 SECONDS = st.floats(0, 1e9, allow_nan=False)
 LAUNCHES = st.builds(
     LaunchOrder,

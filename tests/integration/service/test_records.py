@@ -23,25 +23,25 @@ def test_events_are_the_tenants_own_and_the_clusters(office: Office) -> None:
     office.nodes(NODE)
     mine, theirs = office.submit(), office.submit(actor(RED))
     office.place(theirs.id, NODE)
-    seen = office.read(lambda tx: service.events_after(tx, USER, 0, limit=100))
+    seen = office.ask(service.events_after, USER, 0, limit=100)
     assert [(event.kind, event.object_id) for event in seen if event.kind != "decision"] == [
         ("node", NODE.id),
         ("job", mine.id),
     ]
     assert not any(theirs.id in str(event) for event in seen)
-    everything = office.read(lambda tx: service.events_after(tx, ROOT, 0, limit=100))
+    everything = office.ask(service.events_after, ROOT, 0, limit=100)
     assert [event.revision for event in everything] == list(range(1, len(everything) + 1))
-    assert len(everything) == office.read(service.head_revision)
+    assert len(everything) == office.ask(service.head_revision)
 
 
 def test_events_go_on_from_a_revision_and_stop_at_the_limit(office: Office) -> None:
     jobs = [office.submit() for _ in range(3)]
-    first = office.read(lambda tx: service.events_after(tx, USER, 0, limit=2))
-    rest = office.read(lambda tx: service.events_after(tx, USER, first[-1].revision, limit=2))
+    first = office.ask(service.events_after, USER, 0, limit=2)
+    rest = office.ask(service.events_after, USER, first[-1].revision, limit=2)
     assert [event.object_id for event in (*first, *rest)] == [job.id for job in jobs]
-    assert office.read(lambda tx: service.events_after(tx, USER, 99, limit=2)) == ()
+    assert office.ask(service.events_after, USER, 99, limit=2) == ()
     with pytest.raises(InvalidRequestError):
-        office.read(lambda tx: service.events_after(tx, USER, 0, limit=501))
+        office.ask(service.events_after, USER, 0, limit=501)
 
 
 def test_the_audit_log_pages_newest_first_within_the_tenant(office: Office) -> None:
@@ -49,28 +49,22 @@ def test_the_audit_log_pages_newest_first_within_the_tenant(office: Office) -> N
     for _ in range(3):
         office.submit()
     office.submit(actor(RED))
-    page = office.read(lambda tx: service.list_audit(tx, OPERATOR, cursor=None, limit=2))
-    rest = office.read(
-        lambda tx: service.list_audit(tx, OPERATOR, cursor=page.next_cursor, limit=2)
-    )
+    page = office.ask(service.list_audit, OPERATOR, cursor=None, limit=2)
+    rest = office.ask(service.list_audit, OPERATOR, cursor=page.next_cursor, limit=2)
     entries = [*page.items, *rest.items]
     assert [entry.action for entry in entries] == ["jobs.submit"] * 3
     assert [entry.id for entry in entries] == sorted((e.id for e in entries), reverse=True)
     assert rest.next_cursor is None
-    assert (
-        len(office.read(lambda tx: service.list_audit(tx, ROOT, cursor=None, limit=9)).items) == 5
-    )
+    assert len(office.ask(service.list_audit, ROOT, cursor=None, limit=9).items) == 5
     with pytest.raises(ForbiddenError):
-        office.read(lambda tx: service.list_audit(tx, USER, cursor=None, limit=1))
+        office.ask(service.list_audit, USER, cursor=None, limit=1)
 
 
 def test_denials_are_chained_like_everything_else(office: Office) -> None:
-    office.write(
-        lambda tx: service.audit_denied(
-            tx, USER, "jobs.cancel", "j\x00" + "x" * 500, {"why": "role"}, office.now
-        )
+    office.do(
+        service.audit_denied, USER, "jobs.cancel", "j\x00" + "x" * 500, {"why": "role"}, office.now
     )
-    office.write(lambda tx: service.audit_denied(tx, None, "jobs.read", "j-1", {}, office.now))
+    office.do(service.audit_denied, None, "jobs.read", "j-1", {}, office.now)
     known, anonymous = office.audited()
     assert (known.outcome, known.tenant_id, len(known.object_id)) == ("denied", "default", 128)
     assert (anonymous.principal_id, anonymous.tenant_id) == ("anonymous", SYSTEM_TENANT)
@@ -104,7 +98,7 @@ def _two_tenants_decision(office: Office) -> tuple[DecisionId, str, str]:
 
 def test_a_tenant_reads_of_a_decision_what_names_its_own_jobs(office: Office) -> None:
     decision_id, mine, theirs = _two_tenants_decision(office)
-    own = office.read(lambda tx: service.get_decision(tx, USER, decision_id))
+    own = office.ask(service.get_decision, USER, decision_id)
     assert (own.placed, own.refused, own.gap, own.policy) == (2, 2, 0.5, "priority-age")
     assert theirs not in str(own.document)
     placements = own.document["placements"]
@@ -113,7 +107,7 @@ def test_a_tenant_reads_of_a_decision_what_names_its_own_jobs(office: Office) ->
     assert isinstance(refused, list)
     assert [entry["job_id"] for entry in placements if entry["job_id"] == mine] == [mine]
     assert len(refused) == 1
-    whole = office.read(lambda tx: service.get_decision(tx, ROOT, decision_id))
+    whole = office.ask(service.get_decision, ROOT, decision_id)
     assert theirs in str(whole.document)
     assert "was odd" in str(whole.document)
 
@@ -123,29 +117,27 @@ def test_an_eviction_names_only_the_readers_side(office: Office) -> None:
     office.nodes(NODE)
     victim, winner = office.submit(actor(RED)), office.submit()
     office.bring_to(victim.id, JobState.RUNNING, NODE)
-    (attempt,) = office.read(lambda tx: service.job_attempts(tx, ROOT, victim.id))
+    (attempt,) = office.ask(service.job_attempts, ROOT, victim.id)
     report = office.commit(
         Plan(snapshot_revision=1, evictions=(Eviction(attempt.id, winner.id, 1.0),))
     )
     for who, seen in ((actor(RED), (attempt.id, None)), (USER, (None, winner.id))):
-        page = office.read(lambda tx, w=who: service.list_decisions(tx, w, cursor=None, limit=1))
+        page = office.ask(service.list_decisions, who, cursor=None, limit=1)
         (decision,) = page.items
         assert decision.id == report.decision_id
         evictions = decision.document["evictions"]
         assert isinstance(evictions, list)
         assert [(e["attempt_id"], e["for_job"]) for e in evictions] == [seen]
     office.tenant(BLUE)
-    outsider = office.read(lambda tx: service.list_decisions(tx, actor(BLUE), cursor=None, limit=1))
+    outsider = office.ask(service.list_decisions, actor(BLUE), cursor=None, limit=1)
     assert outsider.items[0].document["evictions"] == []
 
 
 def test_decisions_page_newest_first(office: Office) -> None:
     office.nodes(NODE)
     made = [office.place(office.submit().id, NODE, (index,)).decision_id for index in range(3)]
-    page = office.read(lambda tx: service.list_decisions(tx, USER, cursor=None, limit=2))
-    rest = office.read(
-        lambda tx: service.list_decisions(tx, USER, cursor=page.next_cursor, limit=2)
-    )
+    page = office.ask(service.list_decisions, USER, cursor=None, limit=2)
+    rest = office.ask(service.list_decisions, USER, cursor=page.next_cursor, limit=2)
     assert [decision.id for decision in (*page.items, *rest.items)] == made[::-1]
     assert rest.next_cursor is None
 
@@ -153,4 +145,4 @@ def test_decisions_page_newest_first(office: Office) -> None:
 @pytest.mark.parametrize("decision_id", ["d-none", "d\x00"])
 def test_unknown_decisions_are_not_found(sqlite_office: Office, decision_id: str) -> None:
     with pytest.raises(NotFoundError):
-        sqlite_office.read(lambda tx: service.get_decision(tx, USER, DecisionId(decision_id)))
+        sqlite_office.ask(service.get_decision, USER, DecisionId(decision_id))

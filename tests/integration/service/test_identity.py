@@ -36,29 +36,27 @@ def _create(
     description: str = "",
     read_only: bool = False,
 ) -> TokenView:
-    return office.write(
-        lambda tx: service.create_token(
-            tx,
-            who,
-            tenant=tenant,
-            name=name,
-            role=role,
-            description=description,
-            expires_at=None if expires_at is None else UtcSeconds(expires_at),
-            sha256_hex=_digest(secret),
-            read_only=read_only,
-            now=office.now,
-            ids=office.ids,
-        )
+    return office.do(
+        service.create_token,
+        who,
+        tenant=tenant,
+        name=name,
+        role=role,
+        description=description,
+        expires_at=None if expires_at is None else UtcSeconds(expires_at),
+        sha256_hex=_digest(secret),
+        read_only=read_only,
+        now=office.now,
+        ids=office.ids,
     )
 
 
 def _knows(office: Office, secret: str = "secret") -> object:
-    return office.read(lambda tx: service.authenticate(tx, _digest(secret), now=office.now))
+    return office.ask(service.authenticate, _digest(secret), now=office.now)
 
 
 def _revoke(office: Office, token: TokenView, who: Actor = ROOT) -> TokenView:
-    return office.write(lambda tx: service.revoke_token(tx, who, token.id, now=office.now))
+    return office.do(service.revoke_token, who, token.id, now=office.now)
 
 
 def test_a_token_speaks_for_its_principal(office: Office) -> None:
@@ -72,20 +70,18 @@ def test_a_token_speaks_for_its_principal(office: Office) -> None:
 
 def test_the_store_holds_no_usable_token(office: Office) -> None:
     secret = new_token()
-    token = office.write(
-        lambda tx: service.create_token(
-            tx,
-            ROOT,
-            tenant=DEFAULT_TENANT,
-            name="bob",
-            role=Role.USER,
-            description="",
-            expires_at=None,
-            sha256_hex=digest(secret),
-            read_only=False,
-            now=office.now,
-            ids=office.ids,
-        )
+    token = office.do(
+        service.create_token,
+        ROOT,
+        tenant=DEFAULT_TENANT,
+        name="bob",
+        role=Role.USER,
+        description="",
+        expires_at=None,
+        sha256_hex=digest(secret),
+        read_only=False,
+        now=office.now,
+        ids=office.ids,
     )
     row = office.read(lambda tx: tx.connection.execute(select(tokens)).one())
     assert secret not in str(tuple(row))
@@ -180,21 +176,21 @@ def test_tenants_see_and_revoke_only_their_own_tokens(office: Office) -> None:
     red = _create(office, tenant=RED, secret="1")
     other = _create(office, secret="2")
     admin = actor(RED, Role.ADMIN)
-    assert office.read(lambda tx: service.list_tokens(tx, admin)) == (red,)
-    assert len(office.read(lambda tx: service.list_tokens(tx, ROOT))) == 2
+    assert office.ask(service.list_tokens, admin) == (red,)
+    assert len(office.ask(service.list_tokens, ROOT)) == 2
     with pytest.raises(NotFoundError):
         _revoke(office, other, admin)
     with pytest.raises(ForbiddenError):
-        office.read(lambda tx: service.list_tokens(tx, USER))
+        office.ask(service.list_tokens, USER)
     assert _revoke(office, red, admin).revoked_at is not None
 
 
 def test_a_tenant_is_made_with_a_queue(office: Office) -> None:
     office.tenant(RED)
     assert office.submit(actor(RED)).queue == "default"
-    listed = office.read(lambda tx: service.list_tenants(tx, ROOT))
+    listed = office.ask(service.list_tenants, ROOT)
     assert [tenant.name for tenant in listed] == ["default", "red", "system"]
-    assert [t.name for t in office.read(lambda tx: service.list_tenants(tx, USER))] == ["default"]
+    assert [t.name for t in office.ask(service.list_tenants, USER)] == ["default"]
     with pytest.raises(ConflictError):
         office.tenant(RED)
 
@@ -208,8 +204,6 @@ def test_tenant_names_are_dns_labels(sqlite_office: Office, name: str) -> None:
 def test_only_system_administrators_make_tenants(sqlite_office: Office) -> None:
     for who in (actor(RED, Role.ADMIN), actor(SYSTEM_TENANT, Role.OPERATOR)):
         with pytest.raises(ForbiddenError):
-            sqlite_office.write(
-                lambda tx, w=who: service.create_tenant(
-                    tx, w, "blue", now=sqlite_office.now, ids=sqlite_office.ids
-                )
+            sqlite_office.do(
+                service.create_tenant, who, "blue", now=sqlite_office.now, ids=sqlite_office.ids
             )

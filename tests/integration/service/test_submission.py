@@ -29,10 +29,10 @@ def test_an_accepted_job_waits_with_history_journal_and_one_audit_row(office: Of
     job = office.submit(spec=job_spec("hello", priority=70, gpus=2))
     assert job.state is JobState.PENDING
     assert office.job(job.id) == job
-    (entry,) = office.read(lambda tx: service.job_history(tx, USER, job.id))
+    (entry,) = office.ask(service.job_history, USER, job.id)
     assert (entry.seq, entry.from_state, entry.to_state) == (1, None, JobState.PENDING)
-    assert office.read(service.head_revision) == job.revision
-    (event,) = office.read(lambda tx: service.events_after(tx, USER, 0, limit=10))
+    assert office.ask(service.head_revision) == job.revision
+    (event,) = office.ask(service.events_after, USER, 0, limit=10)
     assert (event.kind, event.object_id, event.revision) == ("job", job.id, job.revision)
     (audited,) = office.audited()
     assert (audited.action, audited.outcome, audited.object_id) == (
@@ -181,7 +181,7 @@ def test_a_tenant_at_its_bound_is_refused_until_jobs_leave(office: Office) -> No
         office.submit(limits=limits)
     assert raised.value.retry_after_s > 0
     assert office.submit(actor(TenantId("red")), limits=limits).tenant == "red"
-    office.write(lambda tx: service.cancel(tx, USER, first.id, now=office.now, ids=office.ids))
+    office.do(service.cancel, USER, first.id, now=office.now, ids=office.ids)
     assert office.submit(limits=limits).state is JobState.PENDING
     with pytest.raises(OverloadedError):
         office.submit(limits=limits)
@@ -192,7 +192,7 @@ def test_a_full_tenant_is_not_counted_for_every_refusal(office: Office) -> None:
     job = office.submit(limits=limits)
     with pytest.raises(OverloadedError):
         office.submit(limits=limits)
-    office.write(lambda tx: service.cancel(tx, USER, job.id, now=office.now, ids=office.ids))
+    office.do(service.cancel, USER, job.id, now=office.now, ids=office.ids)
     office.clock.advance(-0.5)  # submit advances by one second: half a second after the count
     with pytest.raises(OverloadedError):
         office.submit(limits=limits)

@@ -16,7 +16,7 @@ NODE = node("a")
 
 
 def _explain(office: Office, job_id: JobId) -> Explanation:
-    return office.read(lambda tx: service.explain(tx, USER, job_id, now=office.now))
+    return office.ask(service.explain, USER, job_id, now=office.now)
 
 
 def _waits(class_key: str) -> Plan:
@@ -75,7 +75,7 @@ def test_a_job_in_backoff_says_until_when(office: Office) -> None:
     office.nodes(NODE)
     job = office.submit()
     office.bring_to(job.id, JobState.ASSIGNED, NODE)
-    office.write(lambda tx: service.requeue(tx, USER, job.id, now=office.now, ids=office.ids))
+    office.do(service.requeue, USER, job.id, now=office.now, ids=office.ids)
     office.write(
         lambda tx: apply_event(
             tx, job.id, JobEvent.HOLD, now=office.now, changes={"eligible_at": office.now + 40}
@@ -89,40 +89,44 @@ def test_a_job_in_backoff_says_until_when(office: Office) -> None:
     assert _explain(office, job.id).reasons[0].code is ReasonCode.PENDING_EVALUATION
 
 
-@pytest.mark.parametrize(
-    ("state", "words"),
-    [
-        (JobState.HELD, "It is held until somebody releases it."),
-        (JobState.QUARANTINED, "It was set aside after attempt 0; release it to try again."),
-        (JobState.ASSIGNED, "about to start: attempt 1, 1 task with 2 GPUs on a."),
-        (JobState.LAUNCHING, "It is starting: attempt 1, 1 task with 2 GPUs on a."),
-        (JobState.RUNNING, "It has been running for 0 s: attempt 1, 1 task with 2 GPUs on a."),
-        (JobState.SUSPECT, "Nothing is heard of it"),
-        (JobState.STOPPING, "It is being stopped"),
-        (JobState.SUCCEEDED, "It succeeded with exit code 0 in 1 attempt."),
-        (JobState.FAILED, "It failed with exit code 3 after 1 attempt: its own program failed."),
-        (JobState.CANCELLED, "It was cancelled after 1 attempt"),
-    ],
-)
-def test_every_state_has_its_sentence(sqlite_office: Office, state: JobState, words: str) -> None:
+SENTENCES = {
+    JobState.HELD: "It is held until somebody releases it.",
+    JobState.QUARANTINED: "It was set aside after attempt 0; release it to try again.",
+    JobState.ASSIGNED: "about to start: attempt 1, 1 task with 1 GPU on a.",
+    JobState.LAUNCHING: "It is starting: attempt 1, 1 task with 1 GPU on a.",
+    JobState.RUNNING: "It has been running for 0 s: attempt 1, 1 task with 1 GPU on a.",
+    JobState.SUSPECT: "Nothing is heard of it",
+    JobState.LOST: "Nothing is heard of it",
+    JobState.STOPPING: "It is being stopped",
+    JobState.SUCCEEDED: "It succeeded with exit code 0 in 1 attempt.",
+    JobState.FAILED: "It failed with exit code 3 after 1 attempt: its own program failed.",
+    JobState.CANCELLED: "It was cancelled after 1 attempt",
+}
+
+
+def test_every_state_has_its_sentence(sqlite_office: Office) -> None:
     office = sqlite_office
-    office.nodes(NODE)
-    job = office.submit(spec=job_spec(gpus=2))
-    office.bring_to(job.id, state, NODE, gpus=(0, 1))
-    found = _explain(office, job.id)
-    assert words in found.summary
-    assert found.ahead == 0
-    codes = {JobState.HELD: ReasonCode.HELD, JobState.QUARANTINED: ReasonCode.QUARANTINED}
-    assert [reason.code for reason in found.reasons] == ([codes[state]] if state in codes else [])
+    on = node("a", len(SENTENCES))
+    office.nodes(on)
+    aside = {JobState.HELD: ReasonCode.HELD, JobState.QUARANTINED: ReasonCode.QUARANTINED}
+    for index, (state, words) in enumerate(SENTENCES.items()):
+        job = office.submit()
+        office.bring_to(job.id, state, on, (index,))
+        found = _explain(office, job.id)
+        assert words in found.summary
+        assert (found.state, found.ahead) == (state, 0)
+        assert [reason.code for reason in found.reasons] == [
+            code for of, code in aside.items() if of is state
+        ]
 
 
 def test_who_holds_a_job_and_who_cancelled_it_is_told(office: Office) -> None:
     job = office.submit()
-    office.write(lambda tx: service.hold(tx, USER, job.id, now=office.now, ids=office.ids))
+    office.do(service.hold, USER, job.id, now=office.now, ids=office.ids)
     assert _explain(office, job.id).summary == (
         "It is held (held by ann) until somebody releases it."
     )
-    office.write(lambda tx: service.cancel(tx, USER, job.id, now=office.now, ids=office.ids))
+    office.do(service.cancel, USER, job.id, now=office.now, ids=office.ids)
     assert _explain(office, job.id).summary == (
         "It was cancelled before it started (cancelled by ann)."
     )

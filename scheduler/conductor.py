@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from scheduler.cycle import CycleContext, CycleReport, run_cycle
+from scheduler.cycle import CycleContext, CycleReport, CycleState, run_cycle
 from scheduler.errors import StorageError
-from scheduler.model.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +49,7 @@ class Conductor:
         self._pace = pace
         self._finished = finished
         self._woken = asyncio.Event()
-        self._snapshot = Snapshot()
+        self._state = CycleState()
         self._failures = 0
         self.trouble = "no cycle has run yet"
         """Empty while cycles work; else what is wrong, for readiness."""
@@ -68,7 +67,7 @@ class Conductor:
         force = True
         while True:
             try:
-                self._snapshot, report = await run_cycle(self._context, self._snapshot, force=force)
+                self._state, report = await run_cycle(self._context, self._state, force=force)
                 self.trouble = "; ".join(f"plan rejected: {v.message}" for v in report.rejected[:1])
             except StorageError as error:
                 # Nothing was decided; running jobs are not touched, waiting ones keep their place.

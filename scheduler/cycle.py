@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 
 from scheduler import failpoints
-from scheduler.allocation.verify import Violation, verify
+from scheduler.allocation.verify import Violation, check_safety
 from scheduler.clock import Clock
 from scheduler.ids import IdSource
 from scheduler.model.plan import Plan
-from scheduler.model.ports import Effort, QueueOrder
+from scheduler.model.ports import DecideResult, Effort, QueueOrder, Solver
 from scheduler.model.quantity import DecisionId, JobId, UtcSeconds
 from scheduler.model.snapshot import Snapshot, SnapshotDelta
 from scheduler.rejected_plans import keep
-from scheduler.solver_process import SolverProcess
 from scheduler.store.database import Database
 from scheduler.store.plans import CommitReport, DecisionMeta, commit_plan
 from scheduler.store.snapshot import load_delta
@@ -36,7 +34,7 @@ class CycleContext:
     """
 
     database: Database
-    solver: SolverProcess
+    solver: Solver
     order: QueueOrder
     effort: Effort
     seed: int
@@ -52,42 +50,58 @@ class CycleReport:
     """What one cycle did.
 
     Attributes:
-        decided: False when nothing had changed that a new decision could use.
-        placed: jobs that are ASSIGNED now.
-        refused: jobs whose placement the commit refused, with why; they stay PENDING.
-        failed: the solver gave no plan at all; the next cycle must try again.
+        waiting: PENDING jobs when it began.
+        next_eligible_at: when the first job in backoff may start; None without one.
+        decided: whether there was anything to decide, and a plan came of it.
+        failed: there was something to decide, and no plan came; the next cycle must try again.
         killed: the solver process had to be killed; the plan is what it had sent by then.
         rejected: violations of a plan that was thrown away; empty when it was sound.
-        next_eligible_at: when the first job in backoff may start; None without one.
+        placed: jobs that are ASSIGNED now.
+        refused: jobs whose placement the commit refused, with why; they stay PENDING.
+        duration_s: wall time from snapshot to commit.
     """
 
-    decided: bool
+    waiting: int = 0
+    next_eligible_at: UtcSeconds | None = None
+    decided: bool = False
+    failed: bool = False
+    killed: bool = False
+    rejected: tuple[Violation, ...] = ()
     decision_id: DecisionId | None = None
     placed: tuple[JobId, ...] = ()
     refused: tuple[tuple[JobId, str], ...] = ()
-    waiting: int = 0
     value: float = 0.0
     bound: float = 0.0
     gap: float = 0.0
     duration_s: float = 0.0
-    failed: bool = False
-    killed: bool = False
-    rejected: tuple[Violation, ...] = ()
-    next_eligible_at: UtcSeconds | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CycleState:
+    """What one cycle leaves to the next.
+
+    Attributes:
+        snapshot: the view it decided on.
+        stuck: classes of jobs that found no place then. Until capacity appears, one more job of
+            such a class finds none either, so its arrival alone needs no decision.
+    """
+
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    stuck: frozenset[str] = frozenset()
 
 
 async def run_cycle(
-    context: CycleContext, before: Snapshot, *, force: bool
-) -> tuple[Snapshot, CycleReport]:
+    context: CycleContext, before: CycleState, *, force: bool
+) -> tuple[CycleState, CycleReport]:
     """Bring the snapshot up to date, decide on it, and commit what was decided.
 
     Args:
         context: collaborators and limits.
-        before: the snapshot the previous cycle ended with.
+        before: what the previous cycle ended with.
         force: decide even if nothing changed that could matter (a backoff ended, a refusal).
 
     Returns:
-        The new snapshot and what was done. Commits at most one decision.
+        What to start the next cycle with, and what was done. Commits at most one decision.
 
     Raises:
         FencedError: another leader has taken over.
@@ -95,19 +109,53 @@ async def run_cycle(
     """
     started_s = context.clock.monotonic_s()
     # 1. Snapshot: only what changed since the last cycle.
-    delta = await context.database.read(lambda tx: load_delta(tx, before.revision))
-    snapshot = before.apply(delta)
+    delta = await context.database.read(lambda tx: load_delta(tx, before.snapshot.revision))
+    snapshot = before.snapshot.apply(delta)
     failpoints.hit("cycle-snapshot-read")
     now = context.clock.now()
-    eligible_at = _next_eligible(snapshot, now)
-    if not (force or _could_matter(delta)) or not snapshot.waiting:
+    report = CycleReport(
+        waiting=len(snapshot.waiting), next_eligible_at=_next_eligible(snapshot, now)
+    )
+    state = CycleState(snapshot, before.stuck if _no_more_room(delta) else frozenset())
+    if not snapshot.waiting or not (force or _could_matter(delta, state)):
         await context.solver.feed(delta, lambda: as_full_delta(snapshot))
-        return snapshot, CycleReport(
-            decided=False, waiting=len(snapshot.waiting), next_eligible_at=eligible_at
-        )
+        return state, report
 
     # 2. Decide: a pure function of the snapshot, in a process that can be killed.
-    result = await context.solver.decide(
+    result = await _decide(context, delta, snapshot, now)
+    failpoints.hit("cycle-decided")
+    decide_s = context.clock.monotonic_s() - started_s
+    plan = result.plan
+    report = replace(report, decided=plan is not None, failed=plan is None, killed=result.killed)
+    if plan is None:
+        log.warning("no plan this cycle", killed=result.killed)
+        return state, report
+
+    # 3. Verify: an independent check; a bad plan is a bug, it is kept and not carried out.
+    violations = check_safety(plan, snapshot, now)
+    if violations:
+        kept = keep(context.rejected_plans, snapshot, plan, violations, now)
+        log.error("plan rejected", kept=str(kept), first=violations[0].message)
+        return state, replace(report, rejected=violations)
+
+    # 4. Commit: the transaction decides, part by part.
+    committed = await _commit(context, plan, decide_s)
+    return CycleState(snapshot, _stuck(plan, committed)), replace(
+        report,
+        decision_id=committed.decision_id,
+        placed=committed.placed,
+        refused=committed.refused,
+        value=plan.value,
+        bound=plan.bound,
+        gap=plan.gap,
+        duration_s=context.clock.monotonic_s() - started_s,
+    )
+
+
+async def _decide(
+    context: CycleContext, delta: SnapshotDelta, snapshot: Snapshot, now: UtcSeconds
+) -> DecideResult:
+    return await context.solver.decide(
         delta,
         lambda: as_full_delta(snapshot),
         policy=context.order.name,
@@ -115,39 +163,6 @@ async def run_cycle(
         now=now,
         seed=context.seed,
         hard_limit_s=context.hard_limit_s,
-    )
-    failpoints.hit("cycle-decided")
-    decide_s = context.clock.monotonic_s() - started_s
-    plan = result.plan
-    if plan is None:
-        log.warning("no plan this cycle", killed=result.killed)
-        return snapshot, CycleReport(
-            decided=False, failed=True, killed=result.killed, next_eligible_at=eligible_at
-        )
-
-    # 3. Verify: an independent check; a bad plan is a bug, it is kept and not carried out.
-    violations = verify(plan, snapshot, context.order.order(tuple(snapshot.waiting.values()), now))
-    if violations:
-        kept = keep(context.rejected_plans, snapshot, plan, violations, now)
-        log.error("plan rejected", kept=str(kept), first=violations[0].message)
-        return snapshot, CycleReport(
-            decided=False, rejected=violations, next_eligible_at=eligible_at
-        )
-
-    # 4. Commit: the transaction decides, part by part.
-    committed = await _commit(context, plan, decide_s)
-    return snapshot, CycleReport(
-        decided=True,
-        decision_id=committed.decision_id,
-        placed=committed.placed,
-        refused=committed.refused,
-        waiting=len(snapshot.waiting) - len(committed.placed),
-        value=plan.value,
-        bound=plan.bound,
-        gap=plan.gap,
-        duration_s=context.clock.monotonic_s() - started_s,
-        killed=result.killed,
-        next_eligible_at=eligible_at,
     )
 
 
@@ -173,12 +188,23 @@ def as_full_delta(snapshot: Snapshot) -> SnapshotDelta:
     )
 
 
-def _could_matter(delta: SnapshotDelta) -> bool:
-    """Whether a decision could use what changed: capacity appeared, or somebody new waits.
+def _no_more_room(delta: SnapshotDelta) -> bool:
+    """Whether capacity can only have shrunk: our own placements leave less room, never more."""
+    return delta.base_revision > 0 and not (delta.nodes or delta.nodes_gone or delta.live_gone)
 
-    Our own placements (waiting_gone, live) leave less room, never more.
-    """
-    return bool(delta.nodes or delta.nodes_gone or delta.live_gone or delta.waiting)
+
+def _could_matter(delta: SnapshotDelta, state: CycleState) -> bool:
+    """Whether a decision could use what changed: room appeared, or somebody waits who may fit."""
+    return not _no_more_room(delta) or any(
+        job.class_key not in state.stuck for job in delta.waiting
+    )
+
+
+def _stuck(plan: Plan, committed: CommitReport) -> frozenset[str]:
+    """Classes that the plan looked at and could not place."""
+    if committed.refused or plan.solver.skipped:
+        return frozenset()
+    return frozenset(record.class_key for record in plan.waiting)
 
 
 def _next_eligible(snapshot: Snapshot, now: UtcSeconds) -> UtcSeconds | None:
@@ -186,6 +212,3 @@ def _next_eligible(snapshot: Snapshot, now: UtcSeconds) -> UtcSeconds | None:
         (job.eligible_at for job in snapshot.waiting.values() if job.eligible_at > now),
         default=None,
     )
-
-
-CycleListener = Callable[[CycleReport], None]

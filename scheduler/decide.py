@@ -74,10 +74,7 @@ def decide(
 def _greedy(problem: Problem) -> _Candidate:
     packing = best_greedy(problem)
     value = worth(problem, packing)
-    notes: tuple[str, ...] = ()
-    if problem.skipped:
-        notes = (f"{problem.skipped} jobs beyond order_max were not looked at",)
-    report = SolverReport("greedy" if packing else "empty", value, notes=notes)
+    report = SolverReport("greedy" if packing else "empty", value, skipped=problem.skipped)
     return _Candidate(packing, float(sum(gang.value for gang in problem.gangs)), report)
 
 

@@ -109,6 +109,8 @@ def _serve(
     port: int | None,
     friendly: bool,
 ) -> None:
+    import uvloop  # noqa: PLC0415 - lazy by design
+
     from scheduler.agent.inventory import local_inventory  # noqa: PLC0415 - lazy by design
     from scheduler.daemon import Daemon  # noqa: PLC0415 - lazy by design
     from scheduler.observability import configure_logging  # noqa: PLC0415 - lazy by design
@@ -121,7 +123,8 @@ def _serve(
         if friendly:
             _greet(endpoint, simulated=bool(settings.virtual))
 
-    asyncio.run(daemon.run(ready))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(daemon.run(ready))
     if friendly:
         sys.stderr.write("stopped; jobs that were running go on, the next start adopts them\n")
 

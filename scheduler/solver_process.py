@@ -13,12 +13,11 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import structlog
 
 from scheduler.model.plan import Plan
-from scheduler.model.ports import Effort
+from scheduler.model.ports import DecideResult, Effort
 from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import SnapshotDelta
 from scheduler.solver_protocol import (
@@ -44,23 +43,6 @@ FEED_LIMIT_S = 10.0
 ATTEMPTS = 2
 TROUBLE_AFTER = 3
 """Requests in a row without any plan after which readiness reports trouble."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecideResult:
-    """What came of a request.
-
-    Attributes:
-        plan: the best plan received, unverified; None when none came in time.
-        killed: the worker was killed, or had died.
-        restarts: workers replaced since the daemon started.
-        message: what went wrong, or "".
-    """
-
-    plan: Plan | None
-    killed: bool
-    restarts: int
-    message: str = ""
 
 
 class SolverProcess:

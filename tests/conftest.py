@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 from support.clock import ManualClock
+from support.folders import quick_folder
 from support.postgres import NoPostgresError, PostgresServer, postgres_server
 
 from scheduler.ids import SequentialIds
@@ -82,11 +83,16 @@ def _private(factory: pytest.TempPathFactory, name: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A private folder for a store."""
+    with quick_folder() as folder:
+        yield folder
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def store_settings(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSettings:
+def store_settings(request: pytest.FixtureRequest, data_dir: Path) -> StoreSettings:
     """Settings of a fresh, migrated store, once on each database."""
-    data_dir = tmp_path / "data"
-    data_dir.mkdir(mode=0o700)
     if request.param == "postgresql":
         url: str = request.getfixturevalue("postgres_url")
         return StoreSettings(data_dir=data_dir, database_url=url)
@@ -95,10 +101,8 @@ def store_settings(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSetti
 
 
 @pytest.fixture
-def sqlite_settings(tmp_path: Path, _sqlite_template: Path) -> StoreSettings:
+def sqlite_settings(data_dir: Path, _sqlite_template: Path) -> StoreSettings:
     """Settings of a fresh, migrated SQLite store."""
-    data_dir = tmp_path / "sqlite"
-    data_dir.mkdir(mode=0o700)
     shutil.copy(_sqlite_template, data_dir)
     return StoreSettings(data_dir=data_dir)
 

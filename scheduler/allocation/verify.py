@@ -1,7 +1,7 @@
 """An independent checker of plans. It knows the model and no allocator.
 
 It recomputes everything from the snapshot: what is free, who may start, what each gang asked for.
-The worker checks before it sends, the daemon checks again before it commits.
+The worker checks all of it before it sends; the daemon checks safety again before it commits.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 
 from scheduler.model.job import Topology, WaitingJob
 from scheduler.model.node import Node
 from scheduler.model.plan import Placement, Plan, TaskPlacement
 from scheduler.model.ports import OrderedJob
-from scheduler.model.quantity import GpuId, JobId, NodeId
+from scheduler.model.quantity import GpuId, JobId, NodeId, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 VALUE_TOLERANCE = 1e-6
@@ -70,24 +71,40 @@ def verify(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> tup
     Returns:
         the violations found. O(GPUs + placed tasks + waiting jobs).
     """
-    found: list[Violation] = []
-    if plan.snapshot_revision != snapshot.revision:
-        found.append(
-            _unsafe(
-                Kind.REVISION,
-                f"made for revision {plan.snapshot_revision}, not {snapshot.revision}",
-            )
-        )
     values = {entry.job.id: entry.value for entry in ordered}
+    claims = (_claim(placement, values) for placement in plan.placements)
+    return (*_sound(plan, snapshot), *chain.from_iterable(claims), *_reasons(plan, snapshot))
+
+
+def check_safety(plan: Plan, snapshot: Snapshot, now: UtcSeconds) -> tuple[Violation, ...]:
+    """As `verify`, less what the plan says about jobs it does not place.
+
+    The daemon's own look before it commits: it needs no queue order, so that a long queue does not
+    hold up the event loop. O(GPUs + placed tasks).
+    """
+    early = (
+        _unsafe(Kind.JOB, f"job {placement.job_id} may not start yet")
+        for placement in plan.placements
+        if placement.job_id in snapshot.waiting
+        and snapshot.waiting[placement.job_id].eligible_at > now
+    )
+    return (*_sound(plan, snapshot), *early)
+
+
+def _sound(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
+    if plan.snapshot_revision != snapshot.revision:
+        yield _unsafe(
+            Kind.REVISION,
+            f"made for revision {plan.snapshot_revision}, not {snapshot.revision}",
+        )
     for placement in plan.placements:
-        found.extend(_job(placement, snapshot, values))
-    twice = [job for job, times in Counter(p.job_id for p in plan.placements).items() if times > 1]
-    found.extend(_unsafe(Kind.JOB, f"job {job} is placed more than once") for job in twice)
-    found.extend(_shared_use(plan, snapshot))
-    found.extend(_worth(plan))
-    found.extend(_evictions(plan, snapshot))
-    found.extend(_reasons(plan, snapshot))
-    return tuple(found)
+        yield from _job(placement, snapshot)
+    for job, times in Counter(p.job_id for p in plan.placements).items():
+        if times > 1:
+            yield _unsafe(Kind.JOB, f"job {job} is placed more than once")
+    yield from _shared_use(plan, snapshot)
+    yield from _worth(plan)
+    yield from _evictions(plan, snapshot)
 
 
 def _unsafe(kind: Kind, message: str) -> Violation:
@@ -98,18 +115,21 @@ def _untrue(kind: Kind, message: str) -> Violation:
     return Violation(kind, Severity.UNTRUE, message)
 
 
-def _job(
-    placement: Placement, snapshot: Snapshot, values: Mapping[JobId, float]
-) -> Iterator[Violation]:
+def _claim(placement: Placement, values: Mapping[JobId, float]) -> Iterator[Violation]:
+    value = values.get(placement.job_id)
+    if value is None:
+        yield _unsafe(Kind.JOB, f"job {placement.job_id} may not start yet")
+    elif not _close(value, placement.value):
+        yield _untrue(
+            Kind.VALUE, f"job {placement.job_id} is worth {value:g}, not {placement.value:g}"
+        )
+
+
+def _job(placement: Placement, snapshot: Snapshot) -> Iterator[Violation]:
     job = snapshot.waiting.get(placement.job_id)
     if job is None:
         yield _unsafe(Kind.JOB, f"job {placement.job_id} does not wait")
         return
-    value = values.get(job.id)
-    if value is None:
-        yield _unsafe(Kind.JOB, f"job {job.id} may not start yet")
-    elif not _close(value, placement.value):
-        yield _untrue(Kind.VALUE, f"job {job.id} is worth {value:g}, not {placement.value:g}")
     indexes = [task.task_index for task in placement.tasks]
     if indexes != list(range(job.shape.tasks)):
         yield _unsafe(Kind.GANG, f"job {job.id} has tasks {indexes}, its gang is {job.shape.tasks}")

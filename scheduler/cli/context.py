@@ -96,6 +96,10 @@ class Session:
             and (address == endpoint or urlsplit(address).hostname in _LOOPBACK)
         ):
             token, token_from = read_token(data_dir / "token"), str(data_dir / "token")
+        if not (token.isascii() and token.isprintable()) or " " in token:
+            raise ConfigurationError(
+                f"the token from {token_from} is no token: it is not plain text"
+            )
         return Target(address, address_from, token, token_from, data_dir)
 
     def connect(self) -> Client:
@@ -120,8 +124,27 @@ class Session:
             target.token,
             tenant=self.tenant,
             transport=self.transport,
-            verify=str(self.ca_file) if self.ca_file is not None else True,
+            verify=self.trusted(),
         )
+
+    def trusted(self) -> str | bool:
+        """Whose certificates to trust: a CA bundle's path, or True for the system's.
+
+        Raises:
+            ConfigurationError: the bundle cannot be used.
+        """
+        if self.ca_file is None:
+            return True
+        import ssl  # noqa: PLC0415 - only a private CA needs it
+
+        try:
+            ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the CA file {self.ca_file} cannot be used: {error}",
+                hint="it must hold certificates in PEM form",
+            ) from error
+        return str(self.ca_file)
 
     def _data_dir(self) -> Path | None:
         named = self.environ.get("HAVERSACK_DATA")
@@ -178,8 +201,12 @@ def _endpoint(data_dir: Path) -> str | None:
 
 
 def _checked_address(address: str) -> str:
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not address.isprintable() or " " in address:
         raise ConfigurationError(
             f"{address!r} is not the address of a daemon",
             hint="write it as http://host:port or https://host:port",

@@ -77,8 +77,9 @@ def doctor(
 def _checks(session: Session) -> Iterator[Check]:
     try:
         target = session.target()
+        session.trusted()
     except HaversackError as error:
-        yield _failed("token file", error)
+        yield _failed("settings", error)
         return
     yield Check("address", Grade.OK, f"{target.address} (from {target.address_from})")
     yield _token_check(target)
@@ -144,7 +145,7 @@ def _server_checks(session: Session, target: Target) -> Iterator[Check]:
         target.address,
         target.token,
         transport=session.transport,
-        verify=str(session.ca_file) if session.ca_file is not None else True,
+        verify=session.trusted(),
     ) as client:
         try:
             server = client.health()["version"]
@@ -187,7 +188,7 @@ def _clock_check(session: Session, target: Target) -> Check:
     with httpx.Client(
         transport=session.transport,
         trust_env=False,
-        verify=str(session.ca_file) if session.ca_file is not None else True,
+        verify=session.trusted(),
     ) as bare:
         try:
             before = session.clock.now()

@@ -44,7 +44,7 @@ class ExitCode(IntEnum):
 MEANINGS: dict[ExitCode, str] = {
     ExitCode.OK: "done; when waiting for or following a job: it succeeded",
     ExitCode.ERROR: "the daemon failed, is overloaded, or cannot write",
-    ExitCode.USAGE: "wrong usage, or a job file that is not valid",
+    ExitCode.USAGE: "wrong usage, settings that cannot work, or a job file that is not valid",
     ExitCode.NOT_FOUND: "no such job, node, GPU, token, tenant or decision",
     ExitCode.AUTH: "no token, a token that is not honoured, or a role that does not grant it",
     ExitCode.CONFLICT: "the object's state forbids it, or an idempotency key was reused",

@@ -6,6 +6,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,12 +114,12 @@ def submit(
         raise typer.BadParameter("--dry-run stores nothing: there is nothing to wait for")
     form = chosen(output, as_json=as_json)
     session = session_of(context)
-    try:
-        document = _document(file)
-    except InvalidRequestError as error:
-        raise typer.Exit(report(error, source="" if file == "-" else file)) from error
+    raw = _read(file)
+    with _naming(file):
+        document = _document(file, raw)
     with session.connect() as client:
-        made = _submit(client, document, idempotency_key, dry_run=dry_run)
+        with _naming(file):
+            made = _submit(client, document, raw, idempotency_key, dry_run=dry_run)
         if dry_run:
             hint(f"{made['name']} would be accepted; nothing was stored")
             if form in (Format.JSON, Format.YAML, Format.JSONL):
@@ -133,29 +134,44 @@ def submit(
         raise typer.Exit(_wait(session, client, made, wait, timeout, form))
 
 
-def _document(file: str) -> str:
-    """The canonical JSON of the job file.
+def _read(file: str) -> bytes:
+    if file == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from error
 
-    Raises:
-        InvalidRequestError: the file is not a job; positions are those in the file.
-    """
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Tells the problems of a job file with the file's name before their lines."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise typer.Exit(report(error, source="" if file == "-" else file)) from error
+
+
+def _document(file: str, raw: bytes) -> str:
+    """The canonical JSON of a job file, checked here, where its lines are known."""
     from scheduler.jobspec import parse_job_json, parse_job_yaml  # noqa: PLC0415 - pydantic: 100 ms
 
-    if file == "-":
-        raw = sys.stdin.buffer.read()
-    else:
-        try:
-            raw = Path(file).read_bytes()
-        except OSError as error:
-            raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from error
     parse = parse_job_json if file.endswith(".json") else parse_job_yaml
     return parse(raw)[1]
 
 
-def _submit(client: Client, document: str, key: str | None, *, dry_run: bool) -> SubmittedOut:
+def _submit(
+    client: Client, document: str, raw: bytes, key: str | None, *, dry_run: bool
+) -> SubmittedOut:
+    """Send a job; what the daemon finds wrong is placed in `raw`, the file people see."""
+    from scheduler.jobspec import placed_in  # noqa: PLC0415 - as above
+
     key = key or secrets.token_hex(16)
     try:
         return client.submit(document, idempotency_key=key, dry_run=dry_run)
+    except InvalidRequestError as error:
+        error.problems = placed_in(raw, error.problems)
+        raise
     except UnreachableError as error:
         if not dry_run and type(error.__cause__).__name__ != "ConnectError":
             error.hint = (

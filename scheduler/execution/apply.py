@@ -53,6 +53,8 @@ class Applier:
         self._wake.set()
         self._tasks: dict[IntentId, tuple[Intent, asyncio.Task[None]]] = {}
         self._fenced: FencedError | None = None
+        # Whether intents may be claimed that no task of ours knows: after a crash, at first.
+        self._in_doubt = True
         # Threads of our own: a slow launch must not hold up a stop, or anyone else's work.
         self._threads = ThreadPoolExecutor(2 * in_flight_max, "apply")
 
@@ -71,8 +73,6 @@ class Applier:
             FencedError: another leader has taken over; nothing more is started.
         """
         try:
-            for intent in await self._persist(self._store.unsettled):
-                self._begin(intent, seen_before=True)
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -104,6 +104,14 @@ class Applier:
 
     async def _claim(self) -> None:
         """Claim as many intents as there is room for. Stops never wait behind launches."""
+        if self._in_doubt:
+            for intent in await self._store.unsettled():
+                self._begin(intent, seen_before=True)
+        self._in_doubt = True  # a claim that fails half-way may yet have been committed
+        await self._claim_pending()
+        self._in_doubt = False
+
+    async def _claim_pending(self) -> None:
         while True:
             room = {kind: self._in_flight_max - self._count(kind) for kind in IntentKind}
             kinds = [kind for kind in (IntentKind.STOP, IntentKind.LAUNCH) if room[kind] > 0]

@@ -5,6 +5,6 @@ is the schema; `parse` joins the two and words the problems.
 """
 
 from scheduler.jobspec.document import API_VERSION, KIND
-from scheduler.jobspec.parse import job_schema, parse_job_json, parse_job_yaml
+from scheduler.jobspec.parse import job_schema, parse_job_json, parse_job_yaml, placed_in
 
-__all__ = ["API_VERSION", "KIND", "job_schema", "parse_job_json", "parse_job_yaml"]
+__all__ = ["API_VERSION", "KIND", "job_schema", "parse_job_json", "parse_job_yaml", "placed_in"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import get_args
 
 import orjson
@@ -20,6 +21,7 @@ from scheduler.jobspec.document import (
     to_model,
 )
 from scheduler.jobspec.reader import (
+    LOCATED_MAX,
     Located,
     Path,
     decode,
@@ -80,7 +82,23 @@ def job_schema() -> dict[str, object]:
     }
 
 
+def placed_in(text: str | bytes, problems: tuple[FieldProblem, ...]) -> tuple[FieldProblem, ...]:
+    """`problems` with the positions that their paths have in `text`, a readable job file.
+
+    For problems that a server found in the canonical document, which nobody has in front of them.
+    """
+    located = _positions(decode(text))
+    by_path = {dotted(path): place for path, place in located.values.items()}
+    return tuple(
+        replace(problem, line=line, column=column)
+        for problem in problems
+        for line, column in [by_path.get(problem.path, (None, None))]
+    )
+
+
 def _positions(text: str) -> Located:
+    if len(text) > LOCATED_MAX:
+        return Located()
     try:
         return read_yaml(text)
     except InvalidRequestError:

@@ -19,6 +19,9 @@ from scheduler.errors import FieldProblem, InvalidRequestError
 
 BYTES_MAX = 262_144
 DEPTH_MAX = 20
+LOCATED_MAX = 65_536
+"""JSON texts with more characters get no positions: a tenth of a second is the most we spend."""
+_TOO_DEEP = f"nested deeper than {DEPTH_MAX} levels"
 
 Path = tuple[str | int, ...]
 
@@ -94,17 +97,29 @@ def read_json(text: str) -> object:
         data: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise _unreadable(f"not JSON: {error.msg}", error.lineno, error.colno) from error
-    except (_DuplicateError, RecursionError) as error:
-        # The YAML reader knows lines; it refuses the same text for the same cause.
-        read_yaml(text)
+    except RecursionError as error:
+        _refuse_with_line(text)
+        raise _unreadable(_TOO_DEEP) from error
+    except _DuplicateError as error:
+        _refuse_with_line(text)
         raise _unreadable(f"not acceptable JSON: {shown(error)}") from error
     except ValueError as error:  # NaN, or an integer of thousands of digits
         raise _unreadable(f"not acceptable JSON: {shown(error)}") from error
     # A text without that many brackets cannot be that deep: the common job skips the walk.
     if text.count("[") + text.count("{") > DEPTH_MAX and _too_deep(data):
-        read_yaml(text)
-        raise _unreadable(f"nested deeper than {DEPTH_MAX} levels")
+        _refuse_with_line(text)
+        raise _unreadable(_TOO_DEEP)
     return data
+
+
+def _refuse_with_line(text: str) -> None:
+    """Let the YAML reader, which knows lines, refuse what JSON was refused for.
+
+    Raises:
+        InvalidRequestError: it did; with a long text it is not asked.
+    """
+    if len(text) <= LOCATED_MAX:
+        read_yaml(text)
 
 
 def read_yaml(text: str) -> Located:
@@ -250,7 +265,7 @@ class _Builder:
             parent.add(value)
         if isinstance(value, dict | list):
             if len(self._stack) >= DEPTH_MAX:
-                raise _unreadable(f"nested deeper than {DEPTH_MAX} levels", line, column)
+                raise _unreadable(_TOO_DEEP, line, column)
             self._stack.append(_Open(path, value))
 
     def _key(

@@ -127,6 +127,7 @@ class SolverReport:
         columns: columns of the largest model built; 0 when none was.
         nodes_explored: branch-and-bound nodes.
         proved: whether the bound came from an exact model (else from its LP relaxation).
+        skipped: eligible jobs beyond the effort's `order_max`: neither looked at nor bounded.
         notes: what went wrong on the way, if anything (a refused solver answer, a limit).
     """
 
@@ -135,6 +136,7 @@ class SolverReport:
     columns: int = 0
     nodes_explored: int = 0
     proved: bool = False
+    skipped: int = 0
     notes: tuple[str, ...] = ()
 
 

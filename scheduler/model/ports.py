@@ -21,7 +21,7 @@ from scheduler.model.lifecycle import JobState
 from scheduler.model.node import Node
 from scheduler.model.plan import Plan
 from scheduler.model.quantity import AttemptId, IntentId, UtcSeconds
-from scheduler.model.snapshot import Snapshot
+from scheduler.model.snapshot import Snapshot, SnapshotDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,45 @@ class Decider(Protocol):
         self, snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
     ) -> Iterator[Plan]:
         """Yield plans of rising value; the last is the decision."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecideResult:
+    """What came of a request.
+
+    Attributes:
+        plan: the best plan received, unverified; None when none came in time.
+        killed: the worker was killed, or had died.
+        restarts: workers replaced since the daemon started.
+        message: what went wrong, or "".
+    """
+
+    plan: Plan | None
+    killed: bool
+    restarts: int
+    message: str = ""
+
+
+class Solver(Protocol):
+    """Where `Decider` runs: in a process that can be killed, or in the caller's own."""
+
+    async def feed(self, delta: SnapshotDelta, full: Callable[[], SnapshotDelta]) -> None:
+        """Bring the solver's snapshot up to date; `full` makes it whole when that is needed."""
+        ...
+
+    async def decide(
+        self,
+        delta: SnapshotDelta,
+        full: Callable[[], SnapshotDelta],
+        *,
+        policy: str,
+        effort: Effort,
+        now: UtcSeconds,
+        seed: int,
+        hard_limit_s: float,
+    ) -> DecideResult:
+        """The best plan found within the limits. Never raises for the solver's own failure."""
         ...
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from scheduler.errors import FencedError
+from scheduler.errors import ConflictError, FencedError, InvalidRequestError
 from scheduler.ids import IdSource
 from scheduler.jobspec import parse_job_json
 from scheduler.model.execution import IntentKind, LaunchOrder, LaunchTask
@@ -209,6 +209,11 @@ def _place_all(
                 _place(commit, placement)
         except _RefusedError as error:
             refused.append((placement.job_id, str(error)))
+        except ConflictError:
+            refused.append((placement.job_id, "the plan places the job twice"))
+        except InvalidRequestError as error:
+            # One job that this version cannot read must not stop all others.
+            refused.append((placement.job_id, f"its stored document is unreadable: {error}"))
         else:
             placed.append(placement.job_id)
     return tuple(placed), tuple(refused)

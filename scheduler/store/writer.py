@@ -126,7 +126,7 @@ class Writer:
     def _serve(self, batch: list[_Command]) -> None:
         try:
             outcomes, revision = self._transact(batch)
-        except Exception as error:  # noqa: BLE001 - whatever it is, every caller is told
+        except BaseException as error:  # noqa: BLE001 - every caller is told, the thread lives on
             for command in batch:
                 command.future.set_exception(error)
             return

@@ -1,10 +1,8 @@
 """Random lives of a small store: after every step the books must keep the invariants."""
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Coroutine
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.builders import NOW, job_spec, node, placement, task_placement
 from support.clock import ManualClock
+from support.folders import quick_folder
 from support.ledger import leaks, violations
 from support.store import commit, exited, insert_job, phase, rows, running
 from typing_extensions import override
@@ -57,13 +56,12 @@ class StoreLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = ExitStack()
         self.runner = asyncio.Runner()
         self.clock = ManualClock()
         self.ids = SequentialIds()
-        self.database = Database.open(
-            StoreSettings(data_dir=self.folder / "data"), clock=self.clock
-        )
+        data_dir = self.folder.enter_context(quick_folder())
+        self.database = Database.open(StoreSettings(data_dir=data_dir), clock=self.clock)
         self.cancelled: set[str] = set()
         self.view = Snapshot()
 
@@ -224,7 +222,7 @@ class StoreLife(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.runner.close()
         self.database.close()
-        shutil.rmtree(self.folder)
+        self.folder.close()
 
 
 TestStoreLife = StoreLife.TestCase

@@ -29,6 +29,7 @@ class FakeExecutionStore:
         settled: receipts by intent.
         recorded: every observation that reached us, in order.
         storage_errors: how many of the next calls fail as on a full disk.
+        lost_claims: how many claims are committed and then not answered.
         fenced: whether another leader has taken over.
     """
 
@@ -36,6 +37,7 @@ class FakeExecutionStore:
         self.settled: dict[IntentId, Receipt] = {}
         self.recorded: list[AttemptObservation] = []
         self.storage_errors = 0
+        self.lost_claims = 0
         self.fenced = False
         self.live: dict[AttemptId, JobState] = {}
         self._pending: list[Intent] = []
@@ -72,6 +74,9 @@ class FakeExecutionStore:
             self._claimed.append(intent)
             if intent.kind is IntentKind.LAUNCH:
                 self.live[intent.order.attempt_id] = JobState.LAUNCHING
+        if taken and self.lost_claims:
+            self.lost_claims -= 1
+            raise StorageError("the connection broke after the commit")
         return taken
 
     async def unsettled(self) -> Sequence[Intent]:

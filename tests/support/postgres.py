@@ -9,7 +9,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
+from support.folders import quick_folder
 
 _START_LIMIT_S = 60.0
 _SETTINGS = {
@@ -107,15 +107,11 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield PostgresServer(named)
         return
     programs, user = _programs(), _unprivileged()
-    # A short path: a socket's may have 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="hvs-pg-", dir="/tmp"))
-    try:
+    with quick_folder() as folder:
         if user is not None:
             os.chown(folder, user.pw_uid, user.pw_gid)
         with _running(programs, folder, user) as url:
             yield PostgresServer(url)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

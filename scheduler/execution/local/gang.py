@@ -16,7 +16,6 @@ import time
 
 from scheduler.execution.local import process
 from scheduler.execution.local.files import AttemptFolder, Reserved
-from scheduler.execution.local.master_port import lease_master_port
 from scheduler.execution.local.orders import GangOrder
 from scheduler.execution.local.rank_log import CappedLog
 from scheduler.execution.local.ranks import StartError, start_rank
@@ -120,6 +119,9 @@ class Gang:
     def _master_port(self) -> dict[str, str]:
         if not self._order.master_port:
             return {}
+        # Imported here: sockets would cost every other launcher a tenth of its start.
+        from scheduler.execution.local.master_port import lease_master_port  # noqa: PLC0415
+
         start = int.from_bytes(self._order.attempt_id.encode()[-4:], "big")
         port = str(lease_master_port(self._folder.data_dir, start))
         return {"MASTER_PORT": port, "PET_MASTER_PORT": port}

@@ -4,9 +4,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from support.clock import ManualClock
+from support.postgres import libpq_url
 
 from scheduler import failpoints
 from scheduler.errors import (
@@ -312,6 +314,30 @@ def test_a_lost_server_connection_is_told_and_replaced(tmp_path: Path, postgres_
     with pytest.raises(StorageError, match="does not answer"):
         database.write_sync(cut)
     assert database.write_sync(_append) == 1
+    database.close()
+
+
+@pytest.mark.postgres
+def test_a_commit_without_an_answer_is_told_as_unknown(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = StoreSettings(data_dir=tmp_path / "d", database_url=postgres_url)
+    database = Database.open(settings, clock=ManualClock())
+    other = psycopg.connect(libpq_url(postgres_url), autocommit=True)
+
+    def cut(name: str) -> None:
+        if name == "submit-before-commit":
+            other.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE state = 'idle in transaction'"
+            )
+
+    monkeypatch.setattr(failpoints, "hit", cut)
+    with pytest.raises(StorageError, match="unknown whether the change was kept") as told:
+        database.write_sync(_append, failpoint="submit")
+    assert "Idempotency-Key" in told.value.hint
+    assert database.write_sync(_append) == 1
+    other.close()
     database.close()
 
 

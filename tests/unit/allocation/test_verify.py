@@ -7,13 +7,13 @@ import pytest
 from support.clusters import NOW, make_job, make_node, occupy, shape, snapshot_of, two_domains
 
 from policies.priority_age import PriorityAge
-from scheduler.allocation.verify import Kind, Severity, Violation, verify
+from scheduler.allocation.verify import Kind, Severity, Violation, check_safety, verify
 from scheduler.decide import decide
 from scheduler.model.job import Topology
 from scheduler.model.node import Health
 from scheduler.model.plan import Eviction, Plan, Waiting
 from scheduler.model.ports import Effort
-from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId
+from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 ORDER = PriorityAge()
@@ -150,6 +150,24 @@ WRONG: dict[str, tuple[Callable[[Plan], Plan], Kind]] = {
 def test_a_spoilt_plan_is_rejected(case: str) -> None:
     spoil, kind = WRONG[case]
     assert kind in kinds(spoil(decided()))
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_daemons_own_look_finds_every_harm(case: str) -> None:
+    """It may miss what a plan says about jobs it does not place, never what would break things."""
+    plan = WRONG[case][0](decided())
+    harms = {v.kind for v in check(plan) if v.severity is Severity.UNSAFE}
+    assert harms <= {v.kind for v in check_safety(plan, SNAPSHOT, NOW)}
+
+
+def test_the_daemons_own_look_accepts_a_sound_plan() -> None:
+    assert check_safety(decided(), SNAPSHOT, NOW) == ()
+
+
+def test_the_daemons_own_look_keeps_jobs_in_backoff() -> None:
+    plan = decided()
+    early = UtcSeconds(NOW - 1e9)
+    assert {v.kind for v in check_safety(plan, SNAPSHOT, early)} == {Kind.JOB}
 
 
 def test_a_job_in_backoff_may_not_start() -> None:

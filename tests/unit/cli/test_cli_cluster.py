@@ -280,7 +280,7 @@ def test_doctor_names_what_is_wrong_and_ends_with_its_code(tmp_path: Path) -> No
     assert graded(healthy(), {})["token"] == "failed"
     (tmp_path / "token").write_text("hvs_x")
     (tmp_path / "token").chmod(0o644)
-    assert graded(healthy(), {"HAVERSACK_DATA": str(tmp_path)}) == {"token file": "failed"}
+    assert graded(healthy(), {"HAVERSACK_DATA": str(tmp_path)}) == {"settings": "failed"}
 
 
 def test_doctor_sees_a_wrong_clock_and_an_open_data_directory(tmp_path: Path) -> None:

@@ -87,10 +87,40 @@ def test_a_broken_endpoint_file_is_told(box: Path, text: str) -> None:
         session(box).target()
 
 
-@pytest.mark.parametrize("address", ["localhost:8470", "ftp://x", "http://"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost:8470",
+        "ftp://x",
+        "http://",
+        "http://[::1",
+        "http://host:99999",
+        "http://host:0",
+        "http://ho st",
+        "http://host\n",
+    ],
+)
 def test_an_address_that_is_none_is_told(box: Path, address: str) -> None:
     with pytest.raises(ConfigurationError, match="not the address"):
         session(box, address).target()
+
+
+@pytest.mark.parametrize("token", ["hvs_\u00e9", "hvs_a b", "hvs_a\x00"])
+def test_a_token_that_cannot_be_one_is_told_without_showing_it(box: Path, token: str) -> None:
+    result = FakeDaemon().run_with({"HAVERSACK_TOKEN": token}, "jobs", cwd=box)
+    assert result.exit_code == 2
+    assert "HAVERSACK_TOKEN" in result.stderr
+    assert "hvs_" not in result.stderr
+
+
+def test_a_ca_file_that_is_none_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    for content in (None, "no certificate"):
+        if content is not None:
+            path.write_text(content)
+        result = FakeDaemon().run("--ca-file", str(path), "jobs")
+        assert result.exit_code == 2
+        assert f"the CA file {path} cannot be used" in result.stderr
 
 
 def test_token_files_that_cannot_be_used(tmp_path: Path) -> None:

@@ -54,11 +54,21 @@ def test_a_bad_file_is_told_with_file_line_column_and_never_sent(tmp_path: Path)
     path = tmp_path / "bad.yaml"
     path.write_text(GOOD.replace("tasks: 2", "tasks: 2, quue: a"))
     daemon = accepting()
-    result = daemon.run("submit", "-f", str(path))
+    result = daemon.run_with({}, "submit", "-f", str(path))  # no token: checked before that
     assert result.exit_code == 2
     assert f"  at {path}:4:18 spec.quue: unknown field (did you mean 'queue'?)" in result.stderr
     assert result.stderr.startswith("error: the job file has 1 problem")
     assert daemon.requests == []
+
+
+def test_what_only_the_daemon_knows_is_placed_in_the_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(GOOD.replace("tasks: 2", "queue: nope"))
+    told = {"path": "spec.queue", "message": "no queue 'nope'", "line": 1, "column": 90}
+    refusal = problem(422, "invalid-request", "no such queue", problems=[told])
+    result = FakeDaemon().on("POST", "jobs", refusal).run("submit", "-f", str(path))
+    assert result.exit_code == 2
+    assert f"  at {path}:4:15 spec.queue: no queue 'nope'" in result.stderr
 
 
 def test_a_json_file_is_read_as_json(tmp_path: Path) -> None:

@@ -232,6 +232,17 @@ def test_after_a_crash_the_host_is_asked_not_remembered(world: World, had_starte
     assert world.store.settled[intent].outcome is Outcome.DONE
 
 
+def test_a_claim_whose_answer_was_lost_is_found_again(world: World) -> None:
+    world.store.lost_claims = 2
+    world.store.add_launch(launch_order("true"))
+
+    async def play() -> None:
+        await world.until(lambda: world.freed == 1)
+
+    world.run(play)
+    assert world.executor.starts == [attempt()]
+
+
 def test_after_a_crash_a_tombstone_means_refused(world: World) -> None:
     world.executor.stop(stop_order())
     intent = world.store.add_launch(launch_order("true"), claimed=True)

@@ -217,6 +217,13 @@ def test_json_that_is_refused_before_any_field_is_looked_at(text: str, says: str
     assert says in problem.message
 
 
+def test_long_json_is_refused_without_the_cost_of_positions() -> None:
+    padding = " " * 65_536
+    (problem,) = refused('{"a": 1, "a": 2' + padding + "}", parse_job_json).problems
+    assert (problem.line, "twice" in problem.message) == (None, True)
+    assert refused('{"a": 1' + padding + "}", parse_job_json).problems[0].line is None
+
+
 def test_size_and_encoding_are_checked_first() -> None:
     assert "at most 262144" in refused("a" * 262_145).problems[0].message
     assert "UTF-8" in refused(b"\xff\xfe").problems[0].message

@@ -1,0 +1,175 @@
+"""One cycle against a real store, with the decision made in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.builders import job_spec, virtual_node
+from support.clock import ManualClock
+from support.local_solver import LocalSolver
+from support.usecases import ROOT, Office
+
+from policies.priority_age import PriorityAge
+from scheduler import rejected_plans, service
+from scheduler.cycle import CycleContext, CycleReport, CycleState, run_cycle
+from scheduler.errors import FencedError
+from scheduler.model.lifecycle import EndCause, JobEvent, JobState
+from scheduler.model.plan import Plan
+from scheduler.model.ports import Effort
+from scheduler.model.quantity import DEFAULT_TENANT
+from scheduler.store import lease
+from scheduler.store.database import Database
+
+NODE = virtual_node("v0")
+
+
+class Desk:
+    """Runs cycles one after the other, as the conductor does."""
+
+    def __init__(self, database: Database, clock: ManualClock, folder: Path) -> None:
+        self.office = Office(database, clock)
+        self.office.nodes(NODE)
+        self.office.epoch = database.write_sync(
+            lambda tx: lease.acquire(tx, "test", 1e9, clock.now())
+        )
+        self.solver = LocalSolver()
+        self.context = CycleContext(
+            database=database,
+            solver=self.solver,
+            order=PriorityAge(),
+            effort=Effort(),
+            seed=0,
+            hard_limit_s=5.0,
+            epoch=self.office.epoch,
+            clock=clock,
+            ids=self.office.ids,
+            rejected_plans=folder / "rejected",
+        )
+        self.state = CycleState()
+
+    def cycle(self, *, force: bool = False) -> CycleReport:
+        self.state, report = asyncio.run(run_cycle(self.context, self.state, force=force))
+        return report
+
+
+@pytest.fixture
+def desk(database: Database, clock: ManualClock, tmp_path: Path) -> Desk:
+    return Desk(database, clock, tmp_path)
+
+
+def test_a_job_is_placed_and_the_decision_is_told(desk: Desk) -> None:
+    job = desk.office.submit(spec=job_spec(gpus=2, tasks=2))
+    report = desk.cycle()
+    assert report.placed == (job.id,)
+    assert report.decision_id is not None
+    assert report.gap == 0
+    assert desk.office.job(job.id).state is JobState.ASSIGNED
+    decision = desk.office.ask(service.get_decision, ROOT, report.decision_id)
+    assert (decision.placed, decision.value) == (1, pytest.approx(report.value))
+
+
+def test_nothing_new_is_not_decided_again(desk: Desk) -> None:
+    desk.office.submit(spec=job_spec(gpus=8))
+    desk.office.submit(spec=job_spec(gpus=8))
+    assert desk.cycle().decided
+    assert not desk.cycle().decided, "our own placement leaves less room, never more"
+    assert desk.solver.asked == 1
+
+
+def test_one_more_of_a_class_that_found_no_place_needs_no_decision(desk: Desk) -> None:
+    for _ in range(2):
+        desk.office.submit(spec=job_spec(gpus=8))
+    desk.cycle()
+    desk.office.submit(spec=job_spec(gpus=8))
+    assert not desk.cycle().decided
+    other = desk.office.submit(spec=job_spec(gpus=0))
+    assert desk.cycle().placed == (other.id,), "another class may still fit"
+    assert desk.solver.asked == 2
+
+
+def test_room_that_appears_is_used_at_once(desk: Desk) -> None:
+    first, second = (desk.office.submit(spec=job_spec(gpus=8)) for _ in range(2))
+    desk.cycle()
+    desk.cycle()
+    desk.office.events(first.id, JobEvent.CLAIM, JobEvent.START)
+    desk.office.end(first.id, JobEvent.EXIT_OK, EndCause.COMPLETED)
+    assert desk.cycle().placed == (second.id,)
+
+
+def test_a_waiting_job_is_told_why(desk: Desk) -> None:
+    for _ in range(2):
+        job = desk.office.submit(spec=job_spec(gpus=8))
+    desk.cycle()
+    told = desk.office.ask(service.explain, ROOT, job.id, now=desk.office.now)
+    assert [reason.code for reason in told.reasons][0] == "waiting-capacity"
+    assert (told.reasons[0].need, told.reasons[0].free) == (8, 0)
+
+
+def test_an_unsafe_plan_is_not_carried_out_and_kept_for_replay(desk: Desk) -> None:
+    def steal(plan: Plan) -> Plan:
+        twice = tuple(
+            replace(p, tasks=tuple(replace(t, gpu_ids=t.gpu_ids[:1] * 2) for t in p.tasks))
+            for p in plan.placements
+        )
+        return replace(plan, placements=twice)
+
+    desk.solver.spoil = steal
+    job = desk.office.submit(spec=job_spec(gpus=2))
+    report = desk.cycle()
+    assert report.rejected
+    assert report.decision_id is None
+    assert desk.office.job(job.id).state is JobState.PENDING
+    (kept,) = desk.context.rejected_plans.iterdir()
+    case = rejected_plans.load(kept)
+    assert case.violations == report.rejected
+    assert case.snapshot.waiting.keys() == {job.id}
+
+
+def test_a_solver_without_a_plan_is_a_failure_to_try_again(desk: Desk) -> None:
+    desk.solver.spoil = lambda _plan: None
+    job = desk.office.submit(spec=job_spec(gpus=1))
+    assert desk.cycle().failed
+    desk.solver.spoil = lambda plan: plan
+    assert desk.cycle(force=True).placed == (job.id,)
+
+
+def test_a_cycle_of_a_former_leader_is_fenced(desk: Desk) -> None:
+    job = desk.office.submit(spec=job_spec(gpus=1))
+    desk.office.write(lambda tx: lease.acquire(tx, "test", 1e9, desk.office.now))
+    with pytest.raises(FencedError):
+        desk.cycle()
+    assert desk.office.job(job.id).state is JobState.PENDING
+
+
+def test_a_cancel_that_came_first_wins(desk: Desk) -> None:
+    job = desk.office.submit(spec=job_spec(gpus=1))
+
+    def cancel_then_answer(plan: Plan) -> Plan:
+        desk.office.do(service.cancel, ROOT, job.id, now=desk.office.now, ids=desk.office.ids)
+        return plan
+
+    desk.solver.spoil = cancel_then_answer
+    report = desk.cycle()
+    assert report.placed == ()
+    assert [refused for refused, _ in report.refused] == [job.id]
+    assert desk.office.job(job.id).state is JobState.CANCELLED
+    assert desk.office.job(job.id).tenant == DEFAULT_TENANT
+
+
+def test_the_end_of_a_backoff_is_known(desk: Desk, clock: ManualClock) -> None:
+    job = desk.office.submit(spec=job_spec(gpus=1))
+    desk.cycle()
+    desk.office.events(job.id, JobEvent.CLAIM, JobEvent.START)
+    later = clock.now() + 50
+    desk.office.end(job.id, JobEvent.EXIT_RETRY, EndCause.USER)
+    desk.office.write(
+        lambda tx: tx.connection.exec_driver_sql(f"UPDATE jobs SET eligible_at = {later}")
+    )
+    report = desk.cycle()
+    assert report.next_eligible_at == later
+    assert report.placed == ()
+    clock.advance(51)
+    assert desk.cycle(force=True).placed == (job.id,)

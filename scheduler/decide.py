@@ -157,7 +157,7 @@ def _plan(snapshot: Snapshot, problem: Problem, candidate: _Candidate, now: UtcS
     return Plan(
         snapshot_revision=snapshot.revision,
         placements=placements,
-        waiting=explain(snapshot, problem.sites, (entry.job_id for entry in placements), now),
+        waiting=explain(snapshot, problem.sites, placements, now),
         value=worth(problem, candidate.packing),
         bound=candidate.bound,
         solver=candidate.report,

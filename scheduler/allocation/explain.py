@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scheduler.allocation.feasibility import ANY_DOMAIN, Site, rack_of
+from scheduler.allocation.feasibility import ANY_DOMAIN, Site, rack_of, sites_of
 from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.node import Node
-from scheduler.model.plan import FunnelStep, Reason, ReasonCode, Waiting
-from scheduler.model.quantity import JobId, Resources, UtcSeconds
+from scheduler.model.plan import FunnelStep, Placement, Reason, ReasonCode, Waiting
+from scheduler.model.quantity import Resources, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 _LABELS = {"gpus": "GPUs", "cpu_milli": "m CPU", "memory_mib": "MiB memory"}
@@ -32,33 +32,39 @@ class Verdict:
 def explain(
     snapshot: Snapshot,
     sites: Sequence[Site],
-    placed: Iterable[JobId],
+    placements: Sequence[Placement],
     now: UtcSeconds,
 ) -> tuple[Waiting, ...]:
     """Reason records for every class with a job that the plan leaves waiting, by class key.
 
+    The numbers are those after the plan, so that they stay true until capacity changes; a class
+    that would have fitted before it is told that it was outbid.
+
     Args:
         snapshot: what was decided on.
         sites: what was free before the plan.
-        placed: jobs that the plan starts.
+        placements: what the plan starts.
         now: the cycle's instant.
 
     Returns:
         one record per class; each has a reason. O(shapes * nodes + waiting jobs).
     """
-    placed_ids = frozenset(placed)
+    placed_ids = frozenset(placement.job_id for placement in placements)
+    after = sites_of(snapshot, placements) if placements else sites
     left: dict[str, list[WaitingJob]] = {}
     for job in snapshot.waiting.values():
         if job.id not in placed_ids:
             left.setdefault(job.class_key, []).append(job)
-    verdicts: dict[JobShape, Verdict] = {}
+    verdicts: dict[JobShape, tuple[Verdict, bool]] = {}
     nodes = tuple(snapshot.nodes.values())
     records = []
     for class_key, jobs in sorted(left.items()):
         shape = jobs[0].shape
         if shape not in verdicts:
-            verdicts[shape] = judge(shape, nodes, sites)
-        records.append(_record(class_key, jobs, verdicts[shape], bool(placed_ids), now))
+            verdict = judge(shape, nodes, after)
+            outbid = bool(placements) and not judge(shape, nodes, sites).reasons
+            verdicts[shape] = verdict, outbid
+        records.append(_record(class_key, jobs, *verdicts[shape], now))
     return tuple(records)
 
 
@@ -66,33 +72,24 @@ def _record(
     class_key: str,
     jobs: Sequence[WaitingJob],
     verdict: Verdict,
-    anything_placed: bool,  # noqa: FBT001 - private, one caller
+    outbid: bool,  # noqa: FBT001 - private, one caller
     now: UtcSeconds,
 ) -> Waiting:
     reasons = list(verdict.reasons)
-    eligible = [job for job in jobs if job.eligible_at <= now]
-    if not eligible:
-        reasons.insert(
-            0,
-            Reason(
-                ReasonCode.BACKOFF,
-                f"retry backoff: the next attempt may start in "
-                f"{min(job.eligible_at for job in jobs) - now:.0f} s",
-            ),
-        )
+    if all(job.eligible_at > now for job in jobs):
+        # No number of seconds: it would make a new record of every look at the clock.
+        reasons.insert(0, Reason(ReasonCode.BACKOFF, "the backoff before its next attempt runs"))
     elif not reasons:
-        need = jobs[0].shape.total
-        reasons.append(
-            Reason(
-                ReasonCode.BEHIND_PRIORITY,
-                "it fits what was free, but jobs worth more took it"
-                if anything_placed
-                else "it fits what is free; it is beyond the part of the queue looked at",
-                "gpus" if need.gpus else "cpu_milli",
-                need.gpus or need.cpu_milli,
-            )
-        )
+        reasons.append(_behind("it fits, but is beyond the part of the queue looked at", jobs[0]))
+    elif outbid:
+        reasons.append(_behind("it would have fitted, but jobs worth more took the place", jobs[0]))
     return Waiting(class_key, tuple(reasons), verdict.funnel)
+
+
+def _behind(message: str, job: WaitingJob) -> Reason:
+    need = job.shape.total
+    dimension, amount = ("gpus", need.gpus) if need.gpus else ("cpu_milli", need.cpu_milli)
+    return Reason(ReasonCode.BEHIND_PRIORITY, message, dimension, amount)
 
 
 def judge(shape: JobShape, nodes: Sequence[Node], sites: Sequence[Site]) -> Verdict:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.node import Node
+from scheduler.model.plan import Placement
 from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import Resources
 from scheduler.model.snapshot import Snapshot
@@ -156,9 +157,17 @@ def fit_counts(left: Ints, bins: Ints, needs: Ints) -> Ints:
     return counts
 
 
-def sites_of(snapshot: Snapshot) -> tuple[Site, ...]:
-    """Nodes that new work may use, with what is free, sorted by (name, id). O(GPUs)."""
+def sites_of(snapshot: Snapshot, placements: Iterable[Placement] = ()) -> tuple[Site, ...]:
+    """Nodes that new work may use, with what is free, sorted by (name, id). O(GPUs).
+
+    Args:
+        snapshot: the cluster.
+        placements: counted as if they ran already.
+    """
     use = snapshot.use_by_node()
+    for placement in placements:
+        for task in placement.tasks:
+            use[task.node_id] = use[task.node_id].plus(task)
     sites = []
     for node in sorted(snapshot.nodes.values(), key=lambda node: (node.name, node.id)):
         if not node.schedulable:

@@ -156,8 +156,10 @@ def _document(file: str, raw: bytes) -> str:
     """The canonical JSON of a job file, checked here, where its lines are known."""
     from scheduler.jobspec import parse_job_json, parse_job_yaml  # noqa: PLC0415 - pydantic: 100 ms
 
-    parse = parse_job_json if file.endswith(".json") else parse_job_yaml
-    return parse(raw)[1]
+    if file.endswith(".json"):
+        return parse_job_json(raw)[1]
+    folder = Path.cwd() if file == "-" else Path(file).absolute().parent
+    return parse_job_yaml(raw, folder)[1]
 
 
 def _submit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 from typing import get_args
 
 import orjson
@@ -62,14 +63,26 @@ def parse_job_json(text: str | bytes) -> tuple[JobSpec, str]:
     return _parse(read_json(plain), lambda: _positions(plain))
 
 
-def parse_job_yaml(text: str | bytes) -> tuple[JobSpec, str]:
-    """The job of a YAML text, and its canonical JSON document; else as `parse_job_json`.
+def parse_job_yaml(text: str | bytes, folder: PurePath | None = None) -> tuple[JobSpec, str]:
+    """The job of a YAML text (JSON is YAML), and its canonical JSON document.
+
+    Args:
+        text: the job file.
+        folder: where the file lies; a relative `spec.workdir` starts there. None refuses one.
 
     Raises:
         InvalidRequestError: unreadable or invalid; `problems` has path, line and column.
     """
     located = read_yaml(decode(text))
+    if folder is not None:
+        _resolve_workdir(located.value, folder)
     return _parse(located.value, lambda: located)
+
+
+def _resolve_workdir(document: object, folder: PurePath) -> None:
+    spec = document.get("spec") if isinstance(document, dict) else None
+    if isinstance(spec, dict) and isinstance(spec.get("workdir"), str):
+        spec["workdir"] = str(folder / spec["workdir"])
 
 
 def job_schema() -> dict[str, object]:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from scheduler.errors import ConflictError, FencedError, InvalidRequestError
+from scheduler.errors import ConflictError, InvalidRequestError
 from scheduler.ids import IdSource
 from scheduler.jobspec import parse_job_json
 from scheduler.model.execution import IntentKind, LaunchOrder, LaunchTask
@@ -84,14 +84,12 @@ class CommitReport:
         decision_id: the stored decision; None when nothing was worth a record.
         placed: jobs that were placed.
         refused: jobs whose placement no longer fitted, and why.
-        fenced: another leader has taken over, so nothing was kept.
         evicted: attempts that were told to stop.
     """
 
     decision_id: DecisionId | None
     placed: tuple[JobId, ...] = ()
     refused: tuple[tuple[JobId, str], ...] = ()
-    fenced: bool = False
     evicted: tuple[AttemptId, ...] = ()
 
 
@@ -136,11 +134,11 @@ def commit_plan(
         ids: for decision, attempts and intents.
 
     Cost: about eight statements for each placement.
+
+    Raises:
+        FencedError: another leader has taken over; nothing was kept.
     """
-    try:
-        lease.require(tx, epoch)
-    except FencedError:
-        return CommitReport(None, fenced=True)
+    lease.require(tx, epoch)
     decision_id = DecisionId(ids.new("d"))
     evicted = _evict(tx, plan, epoch=epoch, now=now, ids=ids)
     placed, refused = _place_all(_load(tx, plan, decision_id, epoch=epoch, now=now, ids=ids), plan)

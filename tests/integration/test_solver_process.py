@@ -13,9 +13,9 @@ from support.clusters import NOW, make_job, make_node, shape, snapshot_of
 
 from policies.priority_age import PriorityAge
 from scheduler.allocation.verify import verify
-from scheduler.model.ports import Effort
+from scheduler.model.ports import DecideResult, Effort
 from scheduler.model.snapshot import SnapshotDelta
-from scheduler.solver_process import DecideResult, SolverProcess
+from scheduler.solver_process import SolverProcess
 
 JOBS = (make_job("one", shape(4)), make_job("two", shape(8)), make_job("three", shape(4)))
 NODES = (make_node("a"), make_node("b"))

@@ -177,7 +177,7 @@ def all_states(client: httpx.Client, *, timeout_s: float) -> dict[str, str]:
         TimeoutError: jobs were still on their way.
     """
     deadline = time.monotonic() + timeout_s
-    query = [("limit", "1"), *(("state", state) for state in UNFINISHED)]
+    query = {"limit": "1", "state": list(UNFINISHED)}
     while client.get("/api/v1/jobs", params=query).json()["items"]:
         if time.monotonic() > deadline:
             raise TimeoutError(client.get("/api/v1/queues").text)

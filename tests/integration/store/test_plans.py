@@ -12,6 +12,7 @@ from support.store import (
     rows,
 )
 
+from scheduler.errors import FencedError
 from scheduler.ids import SequentialIds
 from scheduler.model.execution import IntentKind
 from scheduler.model.lifecycle import EndCause, JobEvent
@@ -65,7 +66,7 @@ def test_a_placement_is_written_whole(database: Database, epoch: int, ids: Seque
 
     report = database.write_sync(place)
     assert report.placed == ("j-gang",)
-    assert (report.refused, report.fenced) == ((), False)
+    assert report.refused == ()
 
     def check(tx: Transaction) -> None:
         job = job_row(tx, "j-gang")
@@ -174,8 +175,8 @@ def test_an_old_epoch_changes_nothing(
         return commit(tx, [placement("j-0", task_placement(N0, (0,)))], epoch=epoch, ids=ids)
 
     database.write_sync(lambda tx: acquire(tx, "me", 10, clock.now()))
-    report = database.write_sync(place)
-    assert (report.fenced, report.placed, report.decision_id) == (True, (), None)
+    with pytest.raises(FencedError):
+        database.write_sync(place)
     assert database.read_sync(lambda tx: rows(tx, tables.attempts)) == []
 
 

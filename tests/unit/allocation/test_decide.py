@@ -76,7 +76,7 @@ def test_jobs_beyond_order_max_are_counted() -> None:
     plan = plans(snapshot_of([make_node("a")], jobs), Effort(order_max=3))[-1]
     assert len(plan.placements) == 3
     assert plan.solver.skipped == 5
-    assert plan.waiting[0].reasons[0].message.startswith("it fits what was free")
+    assert plan.waiting[0].reasons[0].message.startswith("it fits, but is beyond")
 
 
 def test_a_solver_that_lies_costs_nothing_but_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ class ExecutionSettings(_Section):
         env_allow: names of the daemon's environment that tasks inherit.
     """
 
-    launches_in_flight_max: Annotated[int, Field(ge=1)] = 8
+    launches_in_flight_max: Annotated[int, Field(ge=1)] = 4
     reconcile_every_s: Positive = 30.0
     log_bytes_max: Annotated[int, Field(ge=4096)] = 64 * 1_048_576
     open_files_max: Annotated[int, Field(ge=64)] = 65_536

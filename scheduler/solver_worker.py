@@ -38,6 +38,9 @@ from scheduler.solver_protocol import (
 
 DEFAULT_DECIDER = "scheduler.decide:decide"
 
+NICENESS = 5
+"""Where cores are few, answering a request comes before improving a plan."""
+
 
 class Worker:
     """Holds the snapshot and answers messages.
@@ -118,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="scheduler.solver_worker", description=__doc__)
     parser.add_argument("--decider", default=DEFAULT_DECIDER, help="module:function")
     options = parser.parse_args(arguments)
+    os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

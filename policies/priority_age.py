@@ -46,14 +46,22 @@ def gpu_equivalents(total: Resources) -> float:
     )
 
 
+def base_value(job: WaitingJob) -> float:
+    """What starting `job` is worth before its age counts; equal for a class at one priority."""
+    weight = math.exp2(job.priority / PRIORITY_DOUBLES_EVERY)
+    return SCALE * math.pow(gpu_equivalents(job.shape.total), SIZE_EXPONENT) * weight
+
+
+def aged(base: float, job: WaitingJob, now: UtcSeconds) -> float:
+    """`base` times the age factor, within `VALUE_MIN`..`VALUE_MAX`."""
+    waited_s = max(0.0, now - job.submitted_at)
+    value = base * min(1.0 + waited_s / TIME_CONSTANT_S, AGE_FACTOR_MAX)
+    return min(max(value, VALUE_MIN), VALUE_MAX)
+
+
 def value_of(job: WaitingJob, now: UtcSeconds) -> float:
     """What starting `job` now is worth; within `VALUE_MIN`..`VALUE_MAX`."""
-    waited_s = max(0.0, now - job.submitted_at)
-    age = min(1.0 + waited_s / TIME_CONSTANT_S, AGE_FACTOR_MAX)
-    weight = math.exp2(job.priority / PRIORITY_DOUBLES_EVERY)
-    size = math.pow(gpu_equivalents(job.shape.total), SIZE_EXPONENT)
-    value = SCALE * size * weight * age
-    return min(max(value, VALUE_MIN), VALUE_MAX)
+    return aged(base_value(job), job, now)
 
 
 class PriorityAge:
@@ -65,4 +73,12 @@ class PriorityAge:
         """Jobs whose backoff is over, best first: priority, then submission, then id."""
         eligible = [job for job in waiting if job.eligible_at <= now]
         eligible.sort(key=lambda job: (-job.priority, job.submitted_at, job.id))
-        return [OrderedJob(job, rank, value_of(job, now)) for rank, job in enumerate(eligible)]
+        # A long queue holds few classes: what does not depend on the job's age is worked out once.
+        base: dict[tuple[str, int], float] = {}
+        ordered = []
+        for rank, job in enumerate(eligible):
+            key = (job.class_key, job.priority)
+            if key not in base:
+                base[key] = base_value(job)
+            ordered.append(OrderedJob(job, rank, aged(base[key], job, now)))
+        return ordered

@@ -242,8 +242,11 @@ def problem_of(
     bins = _Bins(sites)
     families: dict[_FamilyKey, tuple[int, Family]] = {}
     by_shape: dict[JobShape, list[OrderedJob]] = {}
+    by_class: dict[str, list[OrderedJob]] = {}  # a string hashes faster than a shape
     for entry in ordered:
-        by_shape.setdefault(entry.job.shape, []).append(entry)
+        by_class.setdefault(entry.job.class_key, []).append(entry)
+    for entries in by_class.values():
+        by_shape.setdefault(entries[0].job.shape, []).extend(entries)
     gangs: list[Gang] = []
     total = sum((site.free for site in sites), Resources())
     for shape, entries in by_shape.items():

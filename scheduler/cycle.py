@@ -11,7 +11,7 @@ from scheduler import failpoints
 from scheduler.allocation.verify import Violation, check_safety
 from scheduler.clock import Clock
 from scheduler.ids import IdSource
-from scheduler.model.plan import Plan
+from scheduler.model.plan import Plan, ReasonCode
 from scheduler.model.ports import DecideResult, Effort, QueueOrder, Solver
 from scheduler.model.quantity import DecisionId, JobId, UtcSeconds
 from scheduler.model.snapshot import Snapshot, SnapshotDelta
@@ -21,6 +21,20 @@ from scheduler.store.plans import CommitReport, DecisionMeta, commit_plan
 from scheduler.store.snapshot import load_delta
 
 log = structlog.get_logger(__name__)
+
+_NEVER = UtcSeconds(0.0)
+
+WANT_OF_ROOM = frozenset(
+    {
+        ReasonCode.NEVER_FITS,
+        ReasonCode.BLOCKED_BY_CONFIG,
+        ReasonCode.WAITING_CAPACITY,
+        ReasonCode.FRAGMENTED,
+        ReasonCode.WAITING_GANG,
+        ReasonCode.WAITING_TOPOLOGY,
+    }
+)
+"""Reasons that only more room can lift, whoever else of the class waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +65,7 @@ class CycleReport:
 
     Attributes:
         waiting: PENDING jobs when it began.
-        next_eligible_at: when the first job in backoff may start; None without one.
+        next_eligible_at: when the next backoff ends that no decision has seen over; None without.
         decided: whether there was anything to decide, and a plan came of it.
         failed: there was something to decide, and no plan came; the next cycle must try again.
         killed: the solver process had to be killed; the plan is what it had sent by then.
@@ -84,10 +98,13 @@ class CycleState:
         snapshot: the view it decided on.
         stuck: classes of jobs that found no place then. Until capacity appears, one more job of
             such a class finds none either, so its arrival alone needs no decision.
+        decided_at: the instant of the last decision: whose backoff ended since then was not
+            looked at yet.
     """
 
     snapshot: Snapshot = field(default_factory=Snapshot)
     stuck: frozenset[str] = frozenset()
+    decided_at: UtcSeconds = _NEVER
 
 
 async def run_cycle(
@@ -113,11 +130,10 @@ async def run_cycle(
     snapshot = before.snapshot.apply(delta)
     failpoints.hit("cycle-snapshot-read")
     now = context.clock.now()
-    report = CycleReport(
-        waiting=len(snapshot.waiting), next_eligible_at=_next_eligible(snapshot, now)
-    )
-    state = CycleState(snapshot, before.stuck if _no_more_room(delta) else frozenset())
-    if not snapshot.waiting or not (force or _could_matter(delta, state)):
+    stuck = before.stuck if _no_more_room(delta) else frozenset()
+    state = CycleState(snapshot, stuck, before.decided_at)
+    report = _outlook(snapshot, state.decided_at)
+    if not snapshot.waiting or not (force or _could_matter(delta, state, report, now)):
         await context.solver.feed(delta, lambda: as_full_delta(snapshot))
         return state, report
 
@@ -140,8 +156,10 @@ async def run_cycle(
 
     # 4. Commit: the transaction decides, part by part.
     committed = await _commit(context, plan, decide_s)
-    return CycleState(snapshot, _stuck(plan, committed)), replace(
-        report,
+    return CycleState(snapshot, _stuck(plan, committed), now), replace(
+        _outlook(snapshot, now),
+        decided=True,
+        killed=result.killed,
         decision_id=committed.decision_id,
         placed=committed.placed,
         refused=committed.refused,
@@ -193,22 +211,42 @@ def _no_more_room(delta: SnapshotDelta) -> bool:
     return delta.base_revision > 0 and not (delta.nodes or delta.nodes_gone or delta.live_gone)
 
 
-def _could_matter(delta: SnapshotDelta, state: CycleState) -> bool:
-    """Whether a decision could use what changed: room appeared, or somebody waits who may fit."""
-    return not _no_more_room(delta) or any(
-        job.class_key not in state.stuck for job in delta.waiting
+def _could_matter(
+    delta: SnapshotDelta, state: CycleState, outlook: CycleReport, now: UtcSeconds
+) -> bool:
+    """Whether a decision could use what changed: room, a backoff that ended, a new shape."""
+    ends_at = outlook.next_eligible_at
+    return (
+        not _no_more_room(delta)
+        or (ends_at is not None and ends_at <= now)
+        or any(job.class_key not in state.stuck for job in delta.waiting)
     )
 
 
 def _stuck(plan: Plan, committed: CommitReport) -> frozenset[str]:
-    """Classes that the plan looked at and could not place."""
+    """Classes that the plan looked at and could not place for want of room."""
     if committed.refused or plan.solver.skipped:
         return frozenset()
-    return frozenset(record.class_key for record in plan.waiting)
+    return frozenset(
+        record.class_key
+        for record in plan.waiting
+        if any(reason.code in WANT_OF_ROOM for reason in record.reasons)
+    )
 
 
-def _next_eligible(snapshot: Snapshot, now: UtcSeconds) -> UtcSeconds | None:
-    return min(
-        (job.eligible_at for job in snapshot.waiting.values() if job.eligible_at > now),
-        default=None,
+def _outlook(snapshot: Snapshot, decided_at: UtcSeconds) -> CycleReport:
+    """How many wait, and when the next backoff ends that was still on at `decided_at`.
+
+    A job without a backoff is eligible from its submission: its arrival is what counts.
+    """
+    return CycleReport(
+        waiting=len(snapshot.waiting),
+        next_eligible_at=min(
+            (
+                job.eligible_at
+                for job in snapshot.waiting.values()
+                if job.eligible_at > decided_at and job.eligible_at > job.submitted_at
+            ),
+            default=None,
+        ),
     )

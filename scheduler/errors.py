@@ -14,6 +14,7 @@ HaversackError
 │   └── BusyError            the bound is the daemon's own, not the caller's
 ├── UnreachableError         no daemon answers at the address (raised by the client)
 ├── StorageError             the store cannot write (disk full, read-only)
+│   └── DamagedStoreError    what is on disk is in doubt: end, and start afresh
 ├── FencedError              another leader has taken over: stop acting
 ├── AlreadyRunningError      another daemon owns this data directory or database
 └── ConfigurationError       the daemon refuses to start like this
@@ -148,6 +149,10 @@ class StorageError(HaversackError):
     """The store cannot write now; nothing of the request was kept."""
 
     code = "storage-unavailable"
+
+
+class DamagedStoreError(StorageError):
+    """The disk may not hold what was written; only a fresh start can tell what it does hold."""
 
 
 class FencedError(HaversackError):

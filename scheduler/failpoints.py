@@ -1,7 +1,13 @@
 """Named points where tests make the daemon fail. Off unless HAVERSACK_FAILPOINTS names one.
 
 `HAVERSACK_FAILPOINTS="plan-after-commit=kill"`; kinds are `kill` (SIGKILL to this process),
-`raise` (FailpointError) and `hang`; `kill@3` fires at the third pass.
+`raise` (FailpointError), `hang` (this thread, for ever) and `freeze` (SIGSTOP to this process:
+SIGCONT lets it go on); `kill@3` fires at the third pass. A point that fires first appends
+`<name> <kind> <pid>` to the file that HAVERSACK_FAILPOINTS_LOG names.
+
+The points of LAUNCHER_NAMES are in the launcher, a process of its own for each attempt. It is handed
+them by `for_launcher`; passes are counted over all launchers that one daemon starts. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -21,9 +27,13 @@ NAMES = (
     "intent-claimed",
     "launch-before-spawn",
     "launch-after-spawn",
+    "launcher-before-claim",
+    "launcher-after-claim",
+    "launcher-after-fork",
     "launch-settled",
     "start-seen",
     "start-stored",
+    "launcher-before-exit-record",
     "exit-seen",
     "exit-stored",
     "cancel-before-commit",
@@ -32,7 +42,10 @@ NAMES = (
     "stop-after-send",
     "reconcile-begun",
 )
-"""Every failpoint of the daemon, in the order a job meets them."""
+"""Every failpoint, in the order a job meets them."""
+LAUNCHER_NAMES = tuple(name for name in NAMES if name.startswith("launcher-"))
+KINDS = ("kill", "raise", "hang", "freeze")
+_VARIABLE, _LOG_VARIABLE = "HAVERSACK_FAILPOINTS", "HAVERSACK_FAILPOINTS_LOG"
 
 
 class FailpointError(Exception):
@@ -43,13 +56,16 @@ _passes: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
-def _armed() -> dict[str, str]:
-    armed: dict[str, str] = {}
-    for part in filter(None, os.environ.get("HAVERSACK_FAILPOINTS", "").split(",")):
-        name, _, kind = part.partition("=")
+def _armed() -> dict[str, tuple[str, int]]:
+    armed: dict[str, tuple[str, int]] = {}
+    for part in filter(None, os.environ.get(_VARIABLE, "").split(",")):
+        name, _, what = part.partition("=")
+        kind, _, nth = what.partition("@")
         if name not in NAMES:
-            raise ValueError(f"HAVERSACK_FAILPOINTS names {name!r}; known: {', '.join(NAMES)}")
-        armed[name] = kind or "kill"
+            raise ValueError(f"{_VARIABLE} names {name!r}; known: {', '.join(NAMES)}")
+        if kind and kind not in KINDS:
+            raise ValueError(f"{_VARIABLE} wants {kind!r}; known: {', '.join(KINDS)}")
+        armed[name] = (kind or "kill", int(nth or 1))
     return armed
 
 
@@ -58,16 +74,47 @@ _ARMED = _armed()
 
 def hit(name: str) -> None:
     """Fail here if this point is armed; costs one dictionary look-up otherwise."""
-    kind = _ARMED.get(name)
+    kind = _due(name)
     if kind is None:
         return
-    kind, _, nth = kind.partition("@")
-    with _lock:
-        _passes[name] += 1
-        if _passes[name] != int(nth or 1):
-            return
+    _tell(f"{name} {kind} {os.getpid()}\n")
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "hang":
         threading.Event().wait()
+    elif kind == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
     raise FailpointError(name)
+
+
+def for_launcher() -> dict[str, str]:
+    """Environment variables that arm the next launcher; empty when none of its points is due."""
+    due = {name: kind for name in LAUNCHER_NAMES if (kind := _due(name))}
+    if not due:
+        return {}
+    armed = {_VARIABLE: ",".join(f"{name}={kind}" for name, kind in due.items())}
+    log = os.environ.get(_LOG_VARIABLE)
+    return armed | ({_LOG_VARIABLE: log} if log else {})
+
+
+def _due(name: str) -> str | None:
+    """What this pass does, if anything. Counts the pass."""
+    armed = _ARMED.get(name)
+    if armed is None:
+        return None
+    kind, nth = armed
+    with _lock:
+        _passes[name] += 1
+        return kind if _passes[name] == nth else None
+
+
+def _tell(line: str) -> None:
+    path = os.environ.get(_LOG_VARIABLE)
+    if not path:
+        return
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(log, line.encode())
+    finally:
+        os.close(log)

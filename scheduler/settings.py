@@ -94,7 +94,7 @@ class ExecutionSettings(_Section):
         reconcile_every_s: full compare of the store with the host.
         log_bytes_max: cap of one rank's log file.
         open_files_max: RLIMIT_NOFILE of a task.
-        env_allow: names of the daemon's environment that tasks inherit.
+        env_allow: names of the daemon's environment that tasks inherit; `*` stands for any end.
     """
 
     launches_in_flight_max: Annotated[int, Field(ge=1)] = 4
@@ -111,6 +111,12 @@ class ExecutionSettings(_Section):
         "USER",
         "LD_LIBRARY_PATH",
         "CUDA_HOME",
+        # What an operator has set for this host's collectives must reach every process: some hosts
+        # forbid NVLink multicast, some have one network interface that works.
+        "NCCL_*",
+        "NVSHMEM_*",
+        "TORCH_NCCL_*",
+        "TORCH_SYMM_MEM_*",
     )
 
 

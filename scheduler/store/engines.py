@@ -13,7 +13,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from scheduler.errors import ConfigurationError, StorageError
+from scheduler.errors import ConfigurationError, DamagedStoreError, StorageError
 
 _POSTGRES_MINIMUM = 150000
 
@@ -24,11 +24,17 @@ _SQLITE_CANNOT = {
     sqlite3.SQLITE_CANTOPEN: "the database file cannot be opened",
     sqlite3.SQLITE_BUSY: "the database is locked by another process",
     sqlite3.SQLITE_LOCKED: "the database is locked by another connection",
-    sqlite3.SQLITE_CORRUPT: "the database file is damaged; restore a backup",
-    sqlite3.SQLITE_NOTADB: "the database file is not a database; restore a backup",
     sqlite3.SQLITE_NOMEM: "out of memory",
 }
-_UNSURE = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOMEM})
+_DAMAGE = {
+    sqlite3.SQLITE_IOERR_FSYNC: "the disk failed to keep what was written (fsync)",
+    sqlite3.SQLITE_IOERR_DIR_FSYNC: "the disk failed to keep a new file (fsync of its folder)",
+    sqlite3.SQLITE_CORRUPT: "the database file is damaged; restore a backup",
+    sqlite3.SQLITE_NOTADB: "the database file is not a database; restore a backup",
+}
+"""After these nothing may be written over it: the kernel forgets what it could not write, so a
+second fsync that succeeds proves nothing. PostgreSQL sees to its own disk, by the same rule."""
+_UNSURE = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM})
 
 
 def sqlite_engines(path: Path, *, readers: int) -> tuple[Engine, Engine]:
@@ -150,8 +156,13 @@ def storage_error(error: DBAPIError, *, committing: bool = False) -> StorageErro
     """
     cause = error.orig
     if isinstance(cause, sqlite3.Error):
-        # The low byte is the primary code; the rest details it.
-        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        whole_code = getattr(cause, "sqlite_errorcode", 0)
+        code = whole_code & 0xFF  # the primary code; the rest details it
+        if damage := _DAMAGE.get(whole_code) or _DAMAGE.get(code):
+            return DamagedStoreError(
+                f"{damage}; it is unknown whether the change was kept",
+                hint="the daemon ends; look at the disk (dmesg), then start it again",
+            )
         if code not in _SQLITE_CANNOT:
             return None
         return _told(_SQLITE_CANNOT[code], unknown=committing and code in _UNSURE)

@@ -67,54 +67,55 @@ def apply_event(
     row = load_job(tx, job) if isinstance(job, str) else job
     state = JobState(row.state)
     found = move(state, event, f"job {row.id}, version {row.version}")
-    revision = tx.next_revision(
-        tenant=row.tenant_id,
-        kind="job",
-        object_id=row.id,
-        payload={
-            "state": found.to,
-            "event": event,
-            "name": row.name,
-            "queue": row.queue,
-            "version": row.version + 1,
-            "attempt_id": attempt_id,
-        },
-        at=now,
-    )
-    values: dict[str, object] = {
-        "state": found.to.value,
+    payload = {
+        "state": found.to,
+        "event": event,
+        "name": row.name,
+        "queue": row.queue,
         "version": row.version + 1,
-        "revision": revision,
-        "history_seq": row.history_seq + 1,
+        "attempt_id": attempt_id,
     }
-    if found.to.terminal:
-        values["finished_at"] = now
+    revision = tx.next_revision(
+        tenant=row.tenant_id, kind="job", object_id=row.id, payload=payload, at=now
+    )
+    values = {**_columns(state, found.to, now=now), "revision": revision, **changes}
+    _update_guarded(tx, row, values)
+    entry = {
+        "job_id": row.id,
+        "seq": row.history_seq + 1,
+        "tenant_id": row.tenant_id,
+        "at": now,
+        "from_state": state.value,
+        "to_state": found.to.value,
+        "event": event.value,
+        "attempt_id": attempt_id,
+        "detail": codec.text(detail),
+        "revision": revision,
+    }
+    tx.connection.execute(_INSERT_HISTORY, entry)
+    return found
+
+
+def _columns(state: JobState, to: JobState, *, now: UtcSeconds) -> dict[str, object]:
+    """What a move from `state` to `to` alone says about the job's row."""
+    columns: dict[str, object] = {"state": to.value}
+    if to.terminal:
+        columns["finished_at"] = now
     if state is JobState.QUARANTINED:
-        values["free_requeues"] = 0
+        columns["free_requeues"] = 0
+    return columns
+
+
+def _update_guarded(tx: Transaction, row: Row[Any], values: Mapping[str, object]) -> None:
+    """Write `values` and the next version, provided the job still is as `row` was read.
+
+    Raises:
+        ConflictError: it is not.
+    """
     updated = tx.connection.execute(
         update(jobs)
-        .where(
-            jobs.c.id == row.id,
-            jobs.c.state == state.value,
-            jobs.c.version == row.version,
-        )
-        .values(**values, **changes)
+        .where(jobs.c.id == row.id, jobs.c.state == row.state, jobs.c.version == row.version)
+        .values(version=row.version + 1, history_seq=row.history_seq + 1, **values)
     )
     if updated.rowcount != 1:
         raise ConflictError(f"job {row.id} changed meanwhile", hint="read it again and retry")
-    tx.connection.execute(
-        _INSERT_HISTORY,
-        {
-            "job_id": row.id,
-            "seq": row.history_seq + 1,
-            "tenant_id": row.tenant_id,
-            "at": now,
-            "from_state": state.value,
-            "to_state": found.to.value,
-            "event": event.value,
-            "attempt_id": attempt_id,
-            "detail": codec.text(detail),
-            "revision": revision,
-        },
-    )
-    return found

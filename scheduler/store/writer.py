@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from scheduler import failpoints
-from scheduler.errors import BusyError, StorageError
+from scheduler.errors import BusyError, DamagedStoreError, StorageError
 from scheduler.store.engines import storage_error
 from scheduler.store.journal import Journal
 from scheduler.store.transaction import Transaction
@@ -45,6 +45,9 @@ class Writer:
     While one COMMIT waits for the disk, commands queue up and share the next. In a shared
     transaction each command has a savepoint, so that one that raises undoes only itself; a lone
     command needs none.
+
+    The writer ends for good when the disk may have lost what was committed, or when it failed
+    between a COMMIT and the answers: only a fresh start can tell what is stored.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Writer:
         commands_per_commit_max: int,
         queue_max: int,
         committed: Callable[[int], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         """Start the thread.
 
@@ -62,14 +66,17 @@ class Writer:
             commands_per_commit_max: bound of a shared transaction.
             queue_max: commands that may wait; one more is refused.
             committed: called on the writer thread with each new head revision.
+            failed: called on the writer thread when it ends for good.
         """
         self._engine = engine
         self._batch_max = commands_per_commit_max
         self._queue_max = queue_max
         self._committed = committed
+        self._failed = failed
         self._queue: deque[_Command] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._ended = "the store is closed; the daemon is shutting down"
         self._connection: Connection | None = None
         self.trouble = ""
         """Why the last transaction could not be stored; empty once one was."""
@@ -86,7 +93,7 @@ class Writer:
         queued = _Command(command, failpoint)
         with self._wake:
             if self._closing:
-                raise StorageError("the store is closed; the daemon is shutting down")
+                raise StorageError(self._ended)
             if len(self._queue) >= self._queue_max:
                 raise BusyError(
                     f"{self._queue_max} changes wait to be stored",
@@ -126,21 +133,40 @@ class Writer:
     def _serve(self, batch: list[_Command]) -> None:
         try:
             outcomes, revision = self._transact(batch)
-        except BaseException as error:  # noqa: BLE001 - every caller is told, the thread lives on
-            for command in batch:
-                command.future.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - every caller is told, the thread lives on
+            _refuse(batch, error)
+            if isinstance(error, DamagedStoreError):
+                self._give_up(error)
             return
-        for command, outcome in zip(batch, outcomes, strict=True):
-            if outcome.error is None:
-                command.future.set_result(outcome.value)
-            else:
-                command.future.set_exception(outcome.error)
+        try:
+            _hit_points(batch, "after-commit", "stored")
+            for command, outcome in zip(batch, outcomes, strict=True):
+                if outcome.error is None:
+                    command.future.set_result(outcome.value)
+                else:
+                    command.future.set_exception(outcome.error)
+        except Exception as error:  # noqa: BLE001 - stored, but not everybody knows: start afresh
+            _refuse([command for command in batch if not command.future.done()], error)
+            self._give_up(error)
+            return
         if revision is not None:
             try:
                 self._committed(revision)
             except Exception:  # noqa: BLE001 - logged with its trace; the thread must live
                 # What is committed stays committed: a listener's fault is not the callers'.
                 _log.exception("commit listener failed", revision=revision)
+
+    def _give_up(self, error: Exception) -> None:
+        """Take no more commands, refuse those that wait, and say so."""
+        with self._wake:
+            self._closing = True
+            self._ended = self.trouble = f"the store has stopped for good: {error}"
+            waiting = list(self._queue)
+            self._queue.clear()
+        _log.critical("the store has stopped for good; start the daemon anew", reason=str(error))
+        refused = [each for each in waiting if each.future.set_running_or_notify_cancel()]
+        _refuse(refused, StorageError(self._ended))
+        self._failed(error)
 
     def _transact(self, batch: list[_Command]) -> tuple[list[_Outcome], int | None]:
         """One transaction; the new head revision, or None if nothing was journalled."""
@@ -157,15 +183,15 @@ class Writer:
                 _hit_points(batch, "before-commit")
                 committing = True
         except DBAPIError as error:
-            self._drop_connection(unless_full=error)
             told = storage_error(error, committing=committing)
+            if not isinstance(told, DamagedStoreError):
+                self._drop_connection(unless_full=error)
             if told is None:
                 raise
             _log.warning("the store cannot write", reason=str(told))
             self.trouble = str(told)
             raise told from error
         self.trouble = ""
-        _hit_points(batch, "after-commit", "stored")
         return outcomes, journal.revision if moved else None
 
     def _connect(self) -> Connection:
@@ -186,6 +212,11 @@ class Writer:
                 connection.close()
             except DBAPIError as error:
                 _log.warning("closing the write connection failed", reason=str(error.orig))
+
+
+def _refuse(commands: Iterable[_Command], error: Exception) -> None:
+    for command in commands:
+        command.future.set_exception(error)
 
 
 def _is_full(error: DBAPIError) -> bool:

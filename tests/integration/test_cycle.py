@@ -19,9 +19,11 @@ from scheduler.errors import FencedError
 from scheduler.model.lifecycle import EndCause, JobEvent, JobState
 from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort
-from scheduler.model.quantity import DEFAULT_TENANT
-from scheduler.store import lease
-from scheduler.store.database import Database
+from scheduler.model.quantity import DEFAULT_TENANT, UtcSeconds
+from scheduler.model.view import JobView
+from scheduler.store import attempts, lease
+from scheduler.store.database import Database, Transaction
+from scheduler.store.transitions import apply_event
 
 NODE = virtual_node("v0")
 
@@ -161,16 +163,46 @@ def test_a_cancel_that_came_first_wins(desk: Desk) -> None:
 
 
 def test_the_end_of_a_backoff_is_known(desk: Desk, clock: ManualClock) -> None:
+    _in_backoff(desk, clock, seconds=50)
+    report = desk.cycle()
+    assert report.next_eligible_at == clock.now() + 50
+    assert report.placed == ()
+
+
+def test_a_backoff_that_ended_is_noticed_by_whatever_wakes_the_cycle(
+    desk: Desk, clock: ManualClock
+) -> None:
+    """The timer is only one way to notice: any wake-up that comes first must not swallow it."""
+    job = _in_backoff(desk, clock, seconds=50)
+    assert desk.cycle().placed == ()
+    clock.advance(51)
+    report = desk.cycle()
+    assert report.placed == (job.id,)
+    assert desk.cycle().next_eligible_at is None
+
+
+def test_a_class_that_only_waits_for_its_backoff_is_not_taken_for_stuck(
+    desk: Desk, clock: ManualClock
+) -> None:
+    _in_backoff(desk, clock, seconds=50)
+    assert desk.cycle().placed == ()
+    twin = desk.office.submit(spec=job_spec(gpus=1))
+    assert desk.cycle().placed == (twin.id,)
+
+
+def _in_backoff(desk: Desk, clock: ManualClock, *, seconds: float) -> JobView:
     job = desk.office.submit(spec=job_spec(gpus=1))
     desk.cycle()
     desk.office.events(job.id, JobEvent.CLAIM, JobEvent.START)
-    later = clock.now() + 50
-    desk.office.end(job.id, JobEvent.EXIT_RETRY, EndCause.USER)
-    desk.office.write(
-        lambda tx: tx.connection.exec_driver_sql(f"UPDATE jobs SET eligible_at = {later}")
-    )
-    report = desk.cycle()
-    assert report.next_eligible_at == later
-    assert report.placed == ()
-    clock.advance(51)
-    assert desk.cycle(force=True).placed == (job.id,)
+    until = UtcSeconds(clock.now() + seconds)
+    end = attempts.End(EndCause.USER, clock.now(), None, "")
+
+    def fail(tx: Transaction) -> None:
+        live = attempts.live_attempt(tx, job.id)
+        assert live is not None
+        changes = {"eligible_at": until}
+        apply_event(tx, job.id, JobEvent.EXIT_RETRY, now=clock.now(), changes=changes)
+        attempts.close_attempt(tx, live.id, end, now=clock.now())
+
+    desk.office.write(fail)
+    return job

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from scheduler.execution.local.orders import GangOrder, RankOrder
 from scheduler.execution.local.process import MARKER
@@ -25,7 +26,7 @@ class TaskLimits:
     """What this host allows every rank; see `settings.ExecutionSettings`.
 
     Attributes:
-        env_allow: names of the daemon's environment that tasks inherit.
+        env_allow: names of the daemon's environment that tasks inherit; `NCCL_*` is a whole family.
         log_bytes_max: cap of one rank's log file.
         open_files_max: RLIMIT_NOFILE of a rank.
     """
@@ -40,7 +41,11 @@ def inherited(daemon: Mapping[str, str], allowed: tuple[str, ...]) -> dict[str, 
 
     PATH is always set; where it holds no `python`, our own interpreter's folder stands at its end.
     """
-    env = {name: daemon[name] for name in allowed if name in daemon}
+    env = {
+        name: value
+        for name, value in daemon.items()
+        if any(fnmatchcase(name, pattern) for pattern in allowed)
+    }
     env.setdefault("PATH", _FALLBACK_PATH)
     if shutil.which("python", path=env["PATH"]) is None:
         env["PATH"] += os.pathsep + os.path.dirname(sys.executable)  # noqa: PTH120 - text in, text out

@@ -189,7 +189,7 @@ class LocalExecutor:
         """Start a launcher; answers the descriptor on which it tells what became of it."""
         answer, answer_end = os.pipe2(os.O_CLOEXEC)
         try:
-            env = {"LC_ALL": "C.UTF-8"}
+            env = {"LC_ALL": "C.UTF-8"} | failpoints.for_launcher()
             if "LD_LIBRARY_PATH" in os.environ:  # our own interpreter may need it
                 env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
             append = os.O_WRONLY | os.O_CREAT | os.O_APPEND

@@ -26,6 +26,14 @@ _RETRY_S = 1.0
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
+def failpoint(name: str) -> None:
+    """Fail here if a test armed this point. Imports nothing otherwise: start time counts."""
+    if "HAVERSACK_FAILPOINTS" in os.environ:
+        from scheduler import failpoints  # noqa: PLC0415 - see above
+
+        failpoints.hit(name)
+
+
 class Rank:
     """A started rank: its process, its output, and how it ended."""
 
@@ -103,6 +111,7 @@ class Gang:
             extra = self._master_port()
             for order in self._order.ranks:
                 self._start_rank(order.rank, order.argv, order.env | extra, workdir)
+                failpoint("launcher-after-fork")
         except StartError as error:
             self._stop("user" if error.users_fault else "infrastructure", str(error), 0.0)
         except OSError as error:
@@ -274,6 +283,7 @@ class Gang:
         return None if moment_s is None else self._begun_at + (moment_s - self._begun_s)
 
     def _publish_exit(self) -> None:
+        failpoint("launcher-before-exit-record")
         failure = self._first_failure
         record = {
             "cause": self._cause or "completed",

@@ -57,6 +57,7 @@ def _claim(data_dir: str, attempt_id: str) -> tuple[AttemptFolder, GangOrder, Re
     exit_file = Reserved(folder.file("exit.json"), size)
     claimed = False
     try:
+        gang.failpoint("launcher-before-claim")
         claimed = folder.claim_for(process.identity_of(os.getpid()))
     finally:
         if not claimed:
@@ -77,6 +78,7 @@ def main() -> int:
     if held is None:
         _say(TAKEN)
         return 0
+    gang.failpoint("launcher-after-claim")
     _say(CLAIMED)
     gang.supervise(*held)
     return 0

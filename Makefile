@@ -37,7 +37,8 @@ check: .venv/.ready ## the quick half, for before a commit: lint, format, types,
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -rs -n $(WORKERS) --dist worksteal tests/unit tests/architecture
 
-docs: .venv/.ready ## rewrite the tables in docs/ that the code determines
+docs: .venv/.ready ## rewrite the pages and tables in docs/ that the code determines
+	$(BIN)/python docs/reference/generate.py
 	HAVERSACK_WRITE_DOCS=1 $(BIN)/pytest -q tests/architecture/test_docs.py -k generated
 
 bench: .venv/.ready ## the measurements; fails when one misses its threshold

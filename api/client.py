@@ -8,6 +8,7 @@ problems. Answers are the wire types of `api.schemas`.
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, cast
@@ -69,7 +70,7 @@ class Client:
         tenant: tenant to act for (principals of the system tenant only).
         timeout_s: for one request; streams have no end but expect a heartbeat within 45 s.
         transport: replaces the network, for tests.
-        verify: CA bundle path, or True for the system's.
+        verify: whose certificates to trust; True for the public ones that httpx brings.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Client:
         tenant: str | None = None,
         timeout_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
-        verify: str | bool = True,
+        verify: ssl.SSLContext | bool = True,
     ) -> None:
         self.address = address.rstrip("/")
         headers = {"Accept": "application/json", "User-Agent": "haversack-client"}

@@ -33,6 +33,11 @@ class SystemClock:
         return time.monotonic()
 
 
+def since_boot_s() -> float:
+    """Seconds since the host booted, time asleep included: the same for all its processes."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def iso(instant: UtcSeconds | None) -> str | None:
     """RFC 3339 text of an instant, UTC, millisecond precision; None stays None."""
     if instant is None:

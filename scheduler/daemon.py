@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +23,17 @@ from api.app import Application, create_app
 from policies.registry import order_named
 from scheduler import import_guard
 from scheduler.bootstrap import daemon_identity, ensure_admin_token
-from scheduler.clock import SystemClock
+from scheduler.cli.exits import ExitCode
+from scheduler.clock import SystemClock, since_boot_s
 from scheduler.conductor import Conductor, Pace
 from scheduler.cycle import CycleContext, CycleReport
-from scheduler.errors import ConfigurationError, FencedError, HaversackError, StorageError
+from scheduler.errors import (
+    BusyError,
+    ConfigurationError,
+    FencedError,
+    HaversackError,
+    StorageError,
+)
 from scheduler.execution.apply import Applier
 from scheduler.execution.local.executor import LocalExecutor
 from scheduler.execution.local.logs import LocalLogReader
@@ -48,6 +57,16 @@ log = structlog.get_logger(__name__)
 
 def _sync_nodes(tx: Transaction, found: Sequence[Node], now: UtcSeconds) -> None:
     sync_nodes(tx, found, now=now)
+
+
+def _end_at_once(error: BaseException) -> None:
+    """End as if killed: what the store holds is in doubt, so not one step more may build on it.
+
+    No way out is tried better than that of kill -9, and the next start reads what is really there.
+    """
+    sys.stderr.write(f"error: the store has stopped for good: {error}\n")
+    sys.stderr.flush()
+    os._exit(ExitCode.ERROR)
 
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -132,6 +151,7 @@ class Daemon:
         self._ids = SystemIds(self._clock)
         self.metrics = Metrics()
         self.database = Database.open(settings.store, clock=self._clock)
+        self.database.on_failure(_end_at_once)
         try:
             self._open()
         except BaseException:
@@ -142,9 +162,11 @@ class Daemon:
         settings, database, clock = self._settings, self.database, self._clock
         data_dir = settings.store.data_dir
         self._holder = daemon_identity(data_dir)
+        asked_s = since_boot_s()
         self.epoch = database.write_sync(
             lambda tx: acquire(tx, self._holder, settings.store.lease_ttl_s, clock.now())
         )
+        self._led(asked_s)
         self.token_file = ensure_admin_token(database, data_dir, clock, self._ids)
         nodes = self._inventory.nodes()
         database.write_sync(lambda tx: sync_nodes(tx, nodes, now=clock.now()))
@@ -153,6 +175,7 @@ class Daemon:
             env_allow=settings.execution.env_allow,
             log_bytes_max=settings.execution.log_bytes_max,
             open_files_max=settings.execution.open_files_max,
+            launch_before_s=lambda: self._launch_before_s,
         )
         self._store = SqlExecutionStore(
             database,
@@ -187,9 +210,10 @@ class Daemon:
             done, _ = await asyncio.wait(
                 [serving, stop_wanted, *tasks], return_when=asyncio.FIRST_COMPLETED
             )
-            for task in done:
-                if task is not stop_wanted:
-                    task.result()  # a part that ends by itself has failed: say why
+            for task in done - {stop_wanted}:
+                task.result()  # a part that ends by itself has failed: say why
+                if not stop_wanted.done():
+                    raise RuntimeError(f"{task.get_name()} ended by itself")
         finally:
             self._stopping = True
             app.stop_streams()
@@ -213,6 +237,7 @@ class Daemon:
         self.database.close()
 
     _stopping = False
+    _launch_before_s = math.inf
 
     def _parts(self, loop: asyncio.AbstractEventLoop) -> _Parts:
         settings = self._settings
@@ -265,7 +290,7 @@ class Daemon:
             # Adopt what is running before anything new is launched.
             await solver.start()
             await reconciler.adopt()
-            await asyncio.gather(applier.run(), watcher.run(), reconciler.run(), conductor.run())
+            await _together(applier.run(), watcher.run(), reconciler.run(), conductor.run())
 
         return _Parts(
             solver=solver,
@@ -366,10 +391,40 @@ class Daemon:
         ttl_s = self._settings.store.lease_ttl_s
         while True:
             await asyncio.sleep(ttl_s / 3)
-            if self.database.dialect == "postgresql":  # on SQLite the file lock is the lease
+            if self.database.dialect != "postgresql":  # on SQLite the file lock is the lease
+                continue
+            asked_s = since_boot_s()
+            try:
                 await self.database.write(
                     lambda tx: renew(tx, self._holder, self.epoch, ttl_s, self._clock.now())
                 )
+            except (StorageError, BusyError) as error:
+                # Without the database nothing is decided or launched; what runs goes on.
+                log.warning("lease not renewed", why=str(error))
+            else:
+                self._led(asked_s)
+
+    def _led(self, asked_s: float) -> None:
+        """The lease was ours at `asked_s`: note until when launchers may start.
+
+        A third of the lease is kept back for a launcher that is slow between its look at the clock
+        and its first process, as nothing else fences that.
+        """
+        if self.database.dialect == "postgresql":
+            self._launch_before_s = asked_s + self._settings.store.lease_ttl_s * 2 / 3
+
+
+async def _together(*parts: Coroutine[object, object, object]) -> None:
+    """Run the parts until one ends; the others end with it, so that none goes on alone."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 @dataclass(frozen=True, slots=True)

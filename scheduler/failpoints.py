@@ -5,9 +5,9 @@
 SIGCONT lets it go on); `kill@3` fires at the third pass. A point that fires first appends
 `<name> <kind> <pid>` to the file that HAVERSACK_FAILPOINTS_LOG names.
 
-The points of LAUNCHER_NAMES are in the launcher, a process of its own for each attempt. It is handed
-them by `for_launcher`; passes are counted over all launchers that one daemon starts. Standard
-library only.
+The points of LAUNCHER_NAMES are in the launcher, a process of its own for each attempt.
+`for_launcher` hands them over; passes are counted over all launchers that one daemon starts.
+Standard library only.
 """
 
 from __future__ import annotations

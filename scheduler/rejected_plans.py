@@ -1,14 +1,23 @@
-"""Keeps plans that failed verification, with all that is needed to decide again."""
+"""Keeps plans that failed verification, with all that is needed to decide again.
+
+`python -m scheduler.rejected_plans FILE` decides a kept case anew and tells what is wrong with it
+today, which is how such a bug is worked on.
+"""
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scheduler.allocation.verify import Violation
+from policies.registry import ORDERS, order_named
+from scheduler.allocation.verify import Violation, check_safety
+from scheduler.decide import decide
 from scheduler.model.plan import Plan
+from scheduler.model.ports import Effort
 from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
@@ -52,3 +61,31 @@ def load(path: Path) -> RejectedPlan:
     if not isinstance(case, RejectedPlan):
         raise TypeError(f"{path} does not hold a rejected plan")
     return case
+
+
+def replay(case: RejectedPlan, policy: str, seed: int = 0) -> tuple[Plan, tuple[Violation, ...]]:
+    """Decide the case again; the new plan, and what is wrong with it."""
+    *_, plan = decide(case.snapshot, order_named(policy), Effort(), case.now, seed)
+    return plan, check_safety(plan, case.snapshot, case.now)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Replay one kept case; 1 when the plan is still wrong."""
+    parser = argparse.ArgumentParser(prog="scheduler.rejected_plans", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--policy", default="priority-age", choices=sorted(ORDERS))
+    options = parser.parse_args(arguments)
+    case = load(options.file)
+    plan, violations = replay(case, options.policy)
+    told = [f"then: {v.kind}: {v.message}\n" for v in case.violations]
+    told += [f"now:  {v.kind}: {v.message}\n" for v in violations]
+    told.append(
+        f"now:  {len(plan.placements)} placed, value {plan.value:g}, bound {plan.bound:g},"
+        f" {len(violations)} violations\n"
+    )
+    sys.stdout.writelines(told)
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Writes the pages of this folder that come from code: `python docs/reference/generate.py`."""
+"""Writes the pages of this folder that come wholly from code; `make docs` runs it."""
 
 from __future__ import annotations
 

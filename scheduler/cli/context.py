@@ -18,6 +18,8 @@ from scheduler.clock import Clock, SystemClock
 from scheduler.errors import ConfigurationError, UnauthenticatedError
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
     from api.client import Client
@@ -127,8 +129,8 @@ class Session:
             verify=self.trusted(),
         )
 
-    def trusted(self) -> str | bool:
-        """Whose certificates to trust: a CA bundle's path, or True for the system's.
+    def trusted(self) -> ssl.SSLContext | bool:
+        """Whose certificates to trust: those of `ca_file`, or True for the public ones.
 
         Raises:
             ConfigurationError: the bundle cannot be used.
@@ -138,13 +140,12 @@ class Session:
         import ssl  # noqa: PLC0415 - only a private CA needs it
 
         try:
-            ssl.create_default_context(cafile=self.ca_file)
+            return ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
             raise ConfigurationError(
                 f"the CA file {self.ca_file} cannot be used: {error}",
                 hint="it must hold certificates in PEM form",
             ) from error
-        return str(self.ca_file)
 
     def _data_dir(self) -> Path | None:
         named = self.environ.get("HAVERSACK_DATA")

@@ -14,8 +14,7 @@ from scheduler.cli.exits import MEANINGS
 _HEAD = """\
 # Command line
 
-This page is written by `scheduler.cli.reference` from the commands themselves, and a test keeps
-the two equal.
+Written by `make docs` from the commands themselves; a test keeps the two equal.
 
 Data goes to stdout, progress and hints to stderr. Every command that reads takes
 `-o table|wide|json|yaml|jsonl|name`, and `--json` for `-o json`. Listings in JSON and YAML are
@@ -43,7 +42,13 @@ def markdown(application: typer.Typer) -> str:
     lines = [_HEAD, "## Exit codes\n", "| Code | Meaning |", "| --- | --- |"]
     lines += [f"| {code.value} | {meaning} |" for code, meaning in MEANINGS.items()]
     lines += ["", "## Global options", "", *_options(root)]
-    for name, command in sorted(_commands(root, "haversack")):
+    commands = sorted(_commands(root, "haversack"))
+    lines += ["", "## Commands", "", "| Command | What it does |", "| --- | --- |"]
+    lines += [
+        f"| [`{name}`](#{name.replace(' ', '-')}) | {_text(command.help)} |"
+        for name, command in commands
+    ]
+    for name, command in commands:
         lines += ["", f"## {name}", "", _text(command.help), "", f"`{_usage(name, command)}`"]
         options = list(_options(command))
         lines += ["", *options] if options else []

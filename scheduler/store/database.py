@@ -37,12 +37,14 @@ class Database:
         self._directory = directory
         self._engines = (reader, writer)  # the writer closes last: it checkpoints
         self._listeners: list[Callable[[int], None]] = []
+        self._failure_listeners: list[Callable[[BaseException], None]] = []
         self._reading = ThreadPoolExecutor(settings.readers, thread_name_prefix="store-reader")
         self._writer = Writer(
             writer,
             commands_per_commit_max=settings.commands_per_commit_max,
             queue_max=settings.write_queue_max,
             committed=self._tell_listeners,
+            failed=self._tell_failure,
         )
 
     @classmethod
@@ -94,6 +96,7 @@ class Database:
         Raises:
             StorageError: the store cannot write; nothing was kept unless the message says that
                 this is unknown.
+            DamagedStoreError: the disk is in doubt; nothing more is written (see `on_failure`).
             BusyError: too many commands wait.
         """
         return await asyncio.wrap_future(self._writer.submit(command, failpoint))
@@ -127,6 +130,10 @@ class Database:
         """Call `listener` on the writer thread with each new head revision; it must not block."""
         self._listeners.append(listener)
 
+    def on_failure(self, listener: Callable[[BaseException], None]) -> None:
+        """Call `listener` on the writer thread if the store stops for good (see `Writer`)."""
+        self._failure_listeners.append(listener)
+
     def close(self) -> None:
         """Finish queued commands, close every connection, free the data directory. Idempotent."""
         self._writer.close()
@@ -138,6 +145,10 @@ class Database:
     def _tell_listeners(self, revision: int) -> None:
         for listener in tuple(self._listeners):
             listener(revision)
+
+    def _tell_failure(self, error: BaseException) -> None:
+        for listener in tuple(self._failure_listeners):
+            listener(error)
 
 
 def _engines(settings: StoreSettings, directory: DataDirectory) -> tuple[Engine, Engine]:

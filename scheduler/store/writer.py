@@ -57,7 +57,7 @@ class Writer:
         commands_per_commit_max: int,
         queue_max: int,
         committed: Callable[[int], None],
-        failed: Callable[[Exception], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         """Start the thread.
 
@@ -133,7 +133,7 @@ class Writer:
     def _serve(self, batch: list[_Command]) -> None:
         try:
             outcomes, revision = self._transact(batch)
-        except Exception as error:  # noqa: BLE001 - every caller is told, the thread lives on
+        except BaseException as error:  # noqa: BLE001 - every caller is told, the thread lives on
             _refuse(batch, error)
             if isinstance(error, DamagedStoreError):
                 self._give_up(error)
@@ -145,7 +145,7 @@ class Writer:
                     command.future.set_result(outcome.value)
                 else:
                     command.future.set_exception(outcome.error)
-        except Exception as error:  # noqa: BLE001 - stored, but not everybody knows: start afresh
+        except BaseException as error:  # noqa: BLE001 - stored, but not everybody knows: start afresh
             _refuse([command for command in batch if not command.future.done()], error)
             self._give_up(error)
             return
@@ -156,7 +156,7 @@ class Writer:
                 # What is committed stays committed: a listener's fault is not the callers'.
                 _log.exception("commit listener failed", revision=revision)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: BaseException) -> None:
         """Take no more commands, refuse those that wait, and say so."""
         with self._wake:
             self._closing = True
@@ -214,7 +214,7 @@ class Writer:
                 _log.warning("closing the write connection failed", reason=str(error.orig))
 
 
-def _refuse(commands: Iterable[_Command], error: Exception) -> None:
+def _refuse(commands: Iterable[_Command], error: BaseException) -> None:
     for command in commands:
         command.future.set_exception(error)
 

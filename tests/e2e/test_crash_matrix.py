@@ -19,7 +19,7 @@ def test_sqlite_survives_a_kill_at_every_failpoint(tmp_path: Path, failpoint: st
     daemon = DaemonProcess(tmp_path / "data", virtual="2x8:H100")
     try:
         url = f"sqlite:///{tmp_path / 'data' / 'haversack.db'}"
-        assert crash.tell(daemon, url, tmp_path, failpoint) == []
+        assert crash.tell(daemon, url, tmp_path, failpoint).problems == []
     finally:
         daemon.kill()
 
@@ -29,6 +29,6 @@ def test_sqlite_survives_a_kill_at_every_failpoint(tmp_path: Path, failpoint: st
 def test_postgres_survives_a_kill(tmp_path: Path, postgres_url: str, failpoint: str) -> None:
     daemon = DaemonProcess(tmp_path / "data", virtual="2x8:H100", database=postgres_url)
     try:
-        assert crash.tell(daemon, postgres_url, tmp_path, failpoint) == []
+        assert crash.tell(daemon, postgres_url, tmp_path, failpoint).problems == []
     finally:
         daemon.kill()

@@ -111,7 +111,9 @@ def test_a_waiting_job_is_told_why(desk: Desk) -> None:
     assert (told.reasons[0].need, told.reasons[0].free) == (8, 0)
 
 
-def test_an_unsafe_plan_is_not_carried_out_and_kept_for_replay(desk: Desk) -> None:
+def test_an_unsafe_plan_is_not_carried_out_and_kept_for_replay(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
     def steal(plan: Plan) -> Plan:
         twice = tuple(
             replace(p, tasks=tuple(replace(t, gpu_ids=t.gpu_ids[:1] * 2) for t in p.tasks))
@@ -129,6 +131,8 @@ def test_an_unsafe_plan_is_not_carried_out_and_kept_for_replay(desk: Desk) -> No
     case = rejected_plans.load(kept)
     assert case.violations == report.rejected
     assert case.snapshot.waiting.keys() == {job.id}
+    assert rejected_plans.main([str(kept)]) == 0
+    assert f"then: {case.violations[0].kind}: " in capsys.readouterr().out
 
 
 def test_a_solver_without_a_plan_is_a_failure_to_try_again(desk: Desk) -> None:

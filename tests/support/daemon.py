@@ -108,12 +108,12 @@ class DaemonProcess:
         return (self.data_dir / "token").read_text().strip()
 
     @contextmanager
-    def http(self) -> Iterator[httpx.Client]:
+    def http(self, timeout_s: float = 30.0) -> Iterator[httpx.Client]:
         """A client that carries the administrator's token."""
         with httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.token}"},
-            timeout=30,
+            timeout=timeout_s,
             trust_env=False,
         ) as client:
             yield client

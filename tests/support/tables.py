@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import typer.main
 from prometheus_client.metrics_core import Metric
 from pydantic import BaseModel
 
@@ -24,8 +22,6 @@ PLACES = {
     "settings": "docs/reference/settings.md",
     "metrics": "docs/reference/metrics.md",
     "problems": "docs/reference/problems.md",
-    "commands": "docs/reference/commands.md",
-    "exits": "docs/reference/commands.md",
 }
 """Which page holds which table."""
 
@@ -143,33 +139,6 @@ def problems() -> str:
     fault = "A fault of the daemon itself; its log has the details."
     rows.append((f"`{errors.HaversackError.code}`", fault))
     return _table(("code", "meaning"), rows)
-
-
-def commands() -> str:
-    """Every command of the CLI, nested ones in full."""
-    import scheduler.main  # noqa: F401 - adds the commands that run a daemon
-    from scheduler.cli.main import app
-
-    def walk(command: Any, words: tuple[str, ...]) -> Iterable[tuple[str, str]]:
-        for name, child in sorted(getattr(command, "commands", {}).items()):
-            if child.hidden:
-                continue
-            if getattr(child, "commands", None):
-                yield from walk(child, (*words, name))
-            else:
-                text = (child.help or "").strip().split("\n\n")[0].replace("\n", " ")
-                yield f"`{' '.join((*words, name))}`", text
-
-    return _table(("command", "what it does"), walk(typer.main.get_command(app), ("haversack",)))
-
-
-def exits() -> str:
-    """Every exit code of the CLI."""
-    from scheduler.cli.exits import MEANINGS
-
-    return _table(
-        ("exit code", "meaning"), [(str(code.value), MEANINGS[code]) for code in MEANINGS]
-    )
 
 
 def names_that_docs_must_mention() -> dict[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ The executor computes it whole; only MASTER_PORT is added by the launcher, which
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -26,7 +27,7 @@ class TaskLimits:
     """What this host allows every rank; see `settings.ExecutionSettings`.
 
     Attributes:
-        env_allow: names of the daemon's environment that tasks inherit; `NCCL_*` is a whole family.
+        env_allow: names of the daemon's environment that tasks inherit; `*` stands for any end.
         log_bytes_max: cap of one rank's log file.
         open_files_max: RLIMIT_NOFILE of a rank.
     """
@@ -104,13 +105,19 @@ def _defaults(task: LaunchTask, processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
-def gang_order(order: LaunchOrder, limits: TaskLimits, daemon: Mapping[str, str]) -> GangOrder:
+def gang_order(
+    order: LaunchOrder,
+    limits: TaskLimits,
+    daemon: Mapping[str, str],
+    launch_before_s: float = math.inf,
+) -> GangOrder:
     """Spell an order out for the launcher, process by process.
 
     Args:
         order: what the store committed.
         limits: what this host allows.
         daemon: the daemon's environment.
+        launch_before_s: seconds since boot after which it must not be started any more.
     """
     torch = order.launcher is LauncherKind.TORCH
     processes = order.processes if torch else 1
@@ -134,4 +141,5 @@ def gang_order(order: LaunchOrder, limits: TaskLimits, daemon: Mapping[str, str]
         log_bytes_max=limits.log_bytes_max,
         open_files_max=limits.open_files_max,
         master_port=torch,
+        launch_before_s=None if math.isinf(launch_before_s) else launch_before_s,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import signal
@@ -69,6 +70,7 @@ class LocalExecutor:
         env_allow: tuple[str, ...],
         log_bytes_max: int,
         open_files_max: int,
+        launch_before_s: Callable[[], float] = lambda: math.inf,
     ) -> None:
         """Listen for launchers' news.
 
@@ -77,6 +79,8 @@ class LocalExecutor:
             env_allow: names of the daemon's environment that tasks inherit.
             log_bytes_max: cap of one rank's log file.
             open_files_max: RLIMIT_NOFILE of a rank.
+            launch_before_s: seconds since boot after which a successor may lead: a launcher that
+                comes up later starts nothing.
 
         Raises:
             OSError: the data directory is not usable.
@@ -84,6 +88,7 @@ class LocalExecutor:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._data_dir = str(data_dir.resolve())
         self._limits = TaskLimits(env_allow, log_bytes_max, open_files_max)
+        self._launch_before_s = launch_before_s
         self._notices = Notices(Path(self._data_dir))
 
     def launch(self, order: LaunchOrder) -> Receipt:
@@ -100,7 +105,8 @@ class LocalExecutor:
             if problem := self._outdated(order.epoch):
                 return self._refuse(folder, problem)
             folder.create()
-            folder.write("order.json", gang_order(order, self._limits, os.environ).to_record())
+            spelled = gang_order(order, self._limits, os.environ, self._launch_before_s())
+            folder.write("order.json", spelled.to_record())
             failpoints.hit("launch-before-spawn")
             answer = self._spawn(folder)
         except OSError as error:
@@ -227,6 +233,8 @@ class LocalExecutor:
         word, _, reason = told.partition(" ")
         if word == launcher.CLAIMED:
             return Receipt(Outcome.DONE)
+        if word == launcher.LATE:
+            return Receipt(Outcome.UNKNOWN, "the lease ran out before the launcher was up")
         try:
             claim = folder.claim()
         except (OSError, ValueError) as error:

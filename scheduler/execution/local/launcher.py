@@ -5,6 +5,7 @@ became of it, in one line, before anything else happens:
 
     claimed            it holds the claim and is going to start the ranks
     taken              somebody started the attempt before, or forbade it: nothing to do
+    late               it came up after its order had lapsed: it started nothing
     refused <reason>   it started nothing and never will
 
 Standard library only, without site: it is up in milliseconds.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 
 if __name__ == "__main__":  # started by path: make our package importable, behind the library
     _ROOT = os.path.abspath(__file__).rsplit("/scheduler/execution/local/", 1)[0]  # noqa: PTH100
@@ -24,7 +26,7 @@ from scheduler.execution.local import gang, process
 from scheduler.execution.local.files import AttemptFolder, Reserved, highest_epoch
 from scheduler.execution.local.orders import GangOrder
 
-CLAIMED, TAKEN, REFUSED = "claimed", "taken", "refused"
+CLAIMED, TAKEN, LATE, REFUSED = "claimed", "taken", "late", "refused"
 
 _EXIT_BYTES, _EXIT_BYTES_PER_RANK = 8_192, 128
 
@@ -36,11 +38,15 @@ def _say(word: str, reason: str = "") -> None:
     os.dup2(2, 1)
 
 
+class LateError(Exception):
+    """The order has lapsed: whoever gave it may not lead any more."""
+
+
 def _claim(data_dir: str, attempt_id: str) -> tuple[AttemptFolder, GangOrder, Reserved] | None:
     """Take the right to start the attempt; None when it was taken, or forbidden, before.
 
     Raises:
-        OSError, ValueError: nothing was claimed and nothing starts.
+        LateError, OSError, ValueError: nothing was claimed and nothing starts.
     """
     folder = AttemptFolder(data_dir, attempt_id)
     record = folder.read("order.json")
@@ -58,6 +64,9 @@ def _claim(data_dir: str, attempt_id: str) -> tuple[AttemptFolder, GangOrder, Re
     claimed = False
     try:
         gang.failpoint("launcher-before-claim")
+        lapses_s = order.launch_before_s
+        if lapses_s is not None and time.clock_gettime(time.CLOCK_BOOTTIME) >= lapses_s:
+            raise LateError
         claimed = folder.claim_for(process.identity_of(os.getpid()))
     finally:
         if not claimed:
@@ -75,6 +84,9 @@ def main() -> int:
     except (OSError, ValueError) as error:
         _say(REFUSED, str(error))
         return 1
+    except LateError:
+        _say(LATE)
+        return 0
     if held is None:
         _say(TAKEN)
         return 0

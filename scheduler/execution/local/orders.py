@@ -41,12 +41,14 @@ class GangOrder:
         log_bytes_max: cap of one rank's log.
         open_files_max: RLIMIT_NOFILE of a rank.
         master_port: whether the gang needs a MASTER_PORT of its own.
+        launch_before_s: seconds since boot at which this order lapses, or None.
     """
 
     __slots__ = (
         "attempt_id",
         "epoch",
         "grace_s",
+        "launch_before_s",
         "log_bytes_max",
         "master_port",
         "max_runtime_s",
@@ -69,6 +71,7 @@ class GangOrder:
         log_bytes_max: int,
         open_files_max: int,
         master_port: bool,
+        launch_before_s: float | None = None,
     ) -> None:
         self.attempt_id = attempt_id
         self.epoch = epoch
@@ -80,6 +83,7 @@ class GangOrder:
         self.log_bytes_max = log_bytes_max
         self.open_files_max = open_files_max
         self.master_port = master_port
+        self.launch_before_s = launch_before_s
 
     def to_record(self) -> dict[str, object]:
         """The order as JSON values."""

@@ -27,9 +27,7 @@ def generated() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["cli.md", "job.schema.json"])
 def test_generated_pages_are_current(name: str) -> None:
-    assert (REFERENCE / name).read_text() == generated()[name], (
-        "run `python docs/reference/generate.py`"
-    )
+    assert (REFERENCE / name).read_text() == generated()[name], "run `make docs`"
 
 
 def test_the_example_of_the_job_file_page_is_a_job() -> None:

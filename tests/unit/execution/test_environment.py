@@ -107,6 +107,12 @@ def test_only_allowed_variables_pass() -> None:
     assert inherited({}, ("PATH",))["PATH"].startswith("/usr/local/bin")
 
 
+def test_a_family_of_variables_is_allowed_by_its_beginning() -> None:
+    daemon = DAEMON | {"NCCL_NVLS_ENABLE": "0", "NCCL_DEBUG": "WARN", "MY_NCCL_SECRET": "s"}
+    env = inherited(daemon, ("PATH", "NCCL_*"))
+    assert env.keys() - {"PATH"} == {"NCCL_NVLS_ENABLE", "NCCL_DEBUG"}
+
+
 def test_python_is_found_even_if_the_daemon_path_has_none(tmp_path: Path) -> None:
     env = inherited({"PATH": str(tmp_path)}, ("PATH",))
     assert env["PATH"] == f"{tmp_path}:{Path(sys.executable).parent}"

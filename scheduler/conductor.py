@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from scheduler.cycle import CycleContext, CycleReport, CycleState, run_cycle
-from scheduler.errors import StorageError
+from scheduler.errors import BusyError, StorageError
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +69,7 @@ class Conductor:
             try:
                 self._state, report = await run_cycle(self._context, self._state, force=force)
                 self.trouble = "; ".join(f"plan rejected: {v.message}" for v in report.rejected[:1])
-            except StorageError as error:
+            except (StorageError, BusyError) as error:
                 # Nothing was decided; running jobs are not touched, waiting ones keep their place.
                 self.trouble = str(error)
                 log.warning("cycle postponed", why=str(error))

@@ -67,7 +67,8 @@ class CycleReport:
         waiting: PENDING jobs when it began.
         next_eligible_at: when the next backoff ends that no decision has seen over; None without.
         decided: whether there was anything to decide, and a plan came of it.
-        failed: there was something to decide, and no plan came; the next cycle must try again.
+        failed: there was something to decide, and no sound plan came; the next cycle must try
+            again, after a rest: the same plan may come again.
         killed: the solver process had to be killed; the plan is what it had sent by then.
         rejected: violations of a plan that was thrown away; empty when it was sound.
         placed: jobs that are ASSIGNED now.
@@ -152,7 +153,7 @@ async def run_cycle(
     if violations:
         kept = keep(context.rejected_plans, snapshot, plan, violations, now)
         log.error("plan rejected", kept=str(kept), first=violations[0].message)
-        return state, replace(report, rejected=violations)
+        return state, replace(report, failed=True, rejected=violations)
 
     # 4. Commit: the transaction decides, part by part.
     committed = await _commit(context, plan, decide_s)

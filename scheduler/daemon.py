@@ -49,14 +49,20 @@ from scheduler.solver_process import SolverProcess
 from scheduler.store.database import Database
 from scheduler.store.execution import SqlExecutionStore
 from scheduler.store.inventory import sync_nodes
-from scheduler.store.lease import acquire, release, renew
+from scheduler.store.lease import acquire, release, renew, require, require_same_host
 from scheduler.store.transaction import Transaction
 
 log = structlog.get_logger(__name__)
 
 
-def _sync_nodes(tx: Transaction, found: Sequence[Node], now: UtcSeconds) -> None:
+def _sync_nodes(tx: Transaction, found: Sequence[Node], epoch: int, now: UtcSeconds) -> None:
+    require(tx, epoch)
     sync_nodes(tx, found, now=now)
+
+
+def _take_lead(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds) -> int:
+    require_same_host(tx, holder)
+    return acquire(tx, holder, ttl_s, now)
 
 
 def _end_at_once(error: BaseException) -> None:
@@ -164,12 +170,12 @@ class Daemon:
         self._holder = daemon_identity(data_dir)
         asked_s = since_boot_s()
         self.epoch = database.write_sync(
-            lambda tx: acquire(tx, self._holder, settings.store.lease_ttl_s, clock.now())
+            lambda tx: _take_lead(tx, self._holder, settings.store.lease_ttl_s, clock.now())
         )
         self._led(asked_s)
         self.token_file = ensure_admin_token(database, data_dir, clock, self._ids)
         nodes = self._inventory.nodes()
-        database.write_sync(lambda tx: sync_nodes(tx, nodes, now=clock.now()))
+        database.write_sync(lambda tx: _sync_nodes(tx, nodes, self.epoch, clock.now()))
         self._executor = LocalExecutor(
             data_dir,
             env_allow=settings.execution.env_allow,
@@ -183,6 +189,8 @@ class Daemon:
             ids=self._ids,
             free_requeues_max=settings.queue.free_requeues_max,
             retry_backoff_max_s=settings.queue.retry_backoff_max_s,
+            requeue_backoff_s=settings.queue.requeue_backoff_s,
+            requeue_backoff_max_s=settings.queue.requeue_backoff_max_s,
         )
         self._listener = bind(settings.api)
 
@@ -383,8 +391,10 @@ class Daemon:
             await asyncio.sleep(INVENTORY_EVERY_S)
             try:
                 nodes = await asyncio.to_thread(self._inventory.nodes)
-                await self.database.write(partial(_sync_nodes, found=nodes, now=self._clock.now()))
-            except HaversackError as error:
+                await self.database.write(
+                    partial(_sync_nodes, found=nodes, epoch=self.epoch, now=self._clock.now())
+                )
+            except (StorageError, BusyError) as error:
                 log.warning("inventory not stored", why=str(error))
 
     async def _keep_lease(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scheduler.cli.main import app, run_app
+from scheduler.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from scheduler.daemon import Endpoint
@@ -35,13 +36,17 @@ class ExecutorOption(StrEnum):
 
 
 DataOption = Annotated[
-    Path, typer.Option("--data", help="Folder for database, token, logs and attempts.")
+    Path | None,
+    typer.Option(
+        "--data", help="Folder for database, token, logs and attempts (default .haversack)."
+    ),
 ]
 HostOption = Annotated[
     str | None, typer.Option("--host", help="Address to listen on (default 127.0.0.1).")
 ]
 PortOption = Annotated[
-    int | None, typer.Option("--port", help="Port to listen on (default 8470; 0 picks one).")
+    int | None,
+    typer.Option("--port", min=0, max=65535, help="Port (default 8470; 0 picks a free one)."),
 ]
 VirtualOption = Annotated[
     str,
@@ -53,7 +58,7 @@ VirtualOption = Annotated[
 
 @app.command(rich_help_panel="Run a daemon")
 def up(
-    data: DataOption = Path(".haversack"),
+    data: DataOption = None,
     virtual: VirtualOption = "",
     host: HostOption = None,
     port: PortOption = None,
@@ -69,7 +74,7 @@ def serve(
     executor: Annotated[
         ExecutorOption, typer.Option(help="Where jobs run.")
     ] = ExecutorOption.LOCAL,
-    data: DataOption = Path(".haversack"),
+    data: DataOption = None,
     database: Annotated[
         str,
         typer.Option(help="PostgreSQL URL (postgresql+psycopg://...); default SQLite in --data."),
@@ -84,17 +89,39 @@ def serve(
 
 
 def _settings(
-    *, data: Path, database: str, virtual: str, host: str | None, port: int | None
+    *, data: Path | None, database: str, virtual: str, host: str | None, port: int | None
 ) -> Settings:
+    """The settings of the environment, with the options that were given in their place.
+
+    Raises:
+        ConfigurationError: a variable's value is refused, or no setting has its name.
+    """
+    from pydantic import ValidationError  # noqa: PLC0415 - see the module's docstring
+    from pydantic_settings import SettingsError  # noqa: PLC0415 - see the module's docstring
+
     from scheduler.settings import Settings  # noqa: PLC0415 - see the module's docstring
 
-    base = Settings()
+    try:
+        base = Settings()
+    except ValidationError as error:
+        raise ConfigurationError(
+            "; ".join(
+                f"HAVERSACK_{'__'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}"
+                for wrong in error.errors()
+            ),
+            hint="docs/reference/settings.md lists the settings",
+        ) from error
+    except SettingsError as error:
+        raise ConfigurationError(
+            f"a HAVERSACK_* variable cannot be read: {error}",
+            hint="lists are written as JSON: HAVERSACK_API__TRUSTED_PROXIES='[\"10.0.0.1\"]'",
+        ) from error
     api = base.api.model_copy(
         update={k: v for k, v in (("host", host), ("port", port)) if v is not None}
     )
     store = base.store.model_copy(
         update={
-            "data_dir": data.expanduser().absolute(),
+            "data_dir": (data or base.store.data_dir).expanduser().absolute(),
             "database_url": database or base.store.database_url,
         }
     )
@@ -103,7 +130,7 @@ def _settings(
 
 def _serve(
     *,
-    data: Path,
+    data: Path | None,
     database: str,
     virtual: str,
     host: str | None,

@@ -53,6 +53,8 @@ class QueueSettings(_Section):
         idempotency_keep_s: how long a key is remembered.
         free_requeues_max: infrastructure failures in a row before a job is quarantined.
         retry_backoff_max_s: cap of the exponential retry backoff.
+        requeue_backoff_s: wait after an infrastructure failure; doubles with each in a row.
+        requeue_backoff_max_s: cap of that wait.
     """
 
     policy: str = "priority-age"
@@ -60,6 +62,8 @@ class QueueSettings(_Section):
     idempotency_keep_s: Positive = 86_400.0
     free_requeues_max: Annotated[int, Field(ge=1)] = 5
     retry_backoff_max_s: Positive = 3_600.0
+    requeue_backoff_s: Annotated[float, Field(ge=0)] = 1.0
+    requeue_backoff_max_s: Annotated[float, Field(ge=0)] = 60.0
 
 
 class CycleSettings(_Section):

@@ -95,7 +95,8 @@ def gpus(
 
 
 def _of(node: Record, resource: str, unit: int) -> str:
-    return f"{node[f'{resource}_used'] / unit:.4g}/{node[resource] / unit:.4g}"
+    used, all_of_it = (node[key] / unit for key in (f"{resource}_used", resource))
+    return f"{round(used, 1):g}/{round(all_of_it, 1):g}"
 
 
 def _standing(record: Record) -> str:

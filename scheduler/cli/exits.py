@@ -47,7 +47,9 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.USAGE: "wrong usage, settings that cannot work, or a job file that is not valid",
     ExitCode.NOT_FOUND: "no such job, node, GPU, token, tenant or decision",
     ExitCode.AUTH: "no token, a token that is not honoured, or a role that does not grant it",
-    ExitCode.CONFLICT: "the object's state forbids it, or an idempotency key was reused",
+    ExitCode.CONFLICT: (
+        "the object's state forbids it, an idempotency key was reused, or another daemon runs there"
+    ),
     ExitCode.REJECTED: "the job can never run on this cluster, or is too large to accept",
     ExitCode.UNREACHABLE: "no daemon answers",
     ExitCode.TIMEOUT: "the daemon took the request but did not answer in time",

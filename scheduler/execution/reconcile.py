@@ -47,7 +47,6 @@ from scheduler.model.quantity import AttemptId
 
 log = structlog.get_logger(__name__)
 
-_STOP_AGAIN_GRACE_S = 30.0
 _STRAY_GRACE_S = 10.0
 _PASSES_MISSED_MAX = 3
 
@@ -71,11 +70,14 @@ class Action:
 
     Attributes:
         cause: the stop's cause, for STOP_AGAIN.
+        grace_s: the grace time it was ordered with, for STOP_AGAIN: saying it again must not
+            shorten the time that a job has to save its work.
     """
 
     kind: ActionKind
     attempt_id: AttemptId
     cause: EndCause | None = None
+    grace_s: float = 0.0
 
 
 def reconcile(
@@ -119,7 +121,9 @@ def _of_expected(
             return Action(ActionKind.ABANDON, attempt.attempt_id)
         return None
     if attempt.stop_cause is not None and attempt.attempt_id not in busy:
-        return Action(ActionKind.STOP_AGAIN, attempt.attempt_id, attempt.stop_cause)
+        return Action(
+            ActionKind.STOP_AGAIN, attempt.attempt_id, attempt.stop_cause, attempt.stop_grace_s
+        )
     if phase is Phase.RUNNING and attempt.state != JobState.RUNNING:
         return record
     return None
@@ -274,7 +278,7 @@ class Reconciler:
                 await asyncio.to_thread(self._executor.forget, action.attempt_id)
             case ActionKind.STOP_AGAIN:
                 assert action.cause is not None, "the table gives it one"
-                await self._stop(action.attempt_id, action.cause, _STOP_AGAIN_GRACE_S)
+                await self._stop(action.attempt_id, action.cause, action.grace_s)
             case ActionKind.ABANDON:
                 await self._stop(action.attempt_id, EndCause.INFRASTRUCTURE, 0.0)
                 self._watcher.follow(action.attempt_id)

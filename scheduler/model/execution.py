@@ -156,6 +156,7 @@ class ExpectedAttempt:
     Attributes:
         launch_claimed: whether its launch intent was ever claimed (else nothing can run).
         stop_cause: cause of the committed stop intent, if there is one.
+        stop_grace_s: the grace time that intent grants.
     """
 
     attempt_id: AttemptId
@@ -164,6 +165,7 @@ class ExpectedAttempt:
     epoch: int
     launch_claimed: bool
     stop_cause: EndCause | None = None
+    stop_grace_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

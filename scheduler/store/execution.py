@@ -84,6 +84,8 @@ class SqlExecutionStore:
         ids: for new rows.
         free_requeues_max: infrastructure failures in a row before a job is quarantined.
         retry_backoff_max_s: cap of the exponential retry backoff.
+        requeue_backoff_s: wait after the first infrastructure failure in a row, doubling.
+        requeue_backoff_max_s: cap of that wait.
     """
 
     def __init__(
@@ -94,11 +96,15 @@ class SqlExecutionStore:
         ids: IdSource,
         free_requeues_max: int,
         retry_backoff_max_s: float,
+        requeue_backoff_s: float,
+        requeue_backoff_max_s: float,
     ) -> None:
         self._database = database
         self._epoch = epoch
         self._ids = ids
-        self._limits = Limits(free_requeues_max, retry_backoff_max_s)
+        self._limits = Limits(
+            free_requeues_max, retry_backoff_max_s, requeue_backoff_s, requeue_backoff_max_s
+        )
 
     @property
     def epoch(self) -> int:
@@ -251,14 +257,17 @@ def _intent(row: AnyRow, epoch: int) -> Intent:
 
 def expected(tx: Transaction) -> tuple[ExpectedAttempt, ...]:
     """Every live attempt, by id. One statement."""
-    return tuple(
-        ExpectedAttempt(
-            attempt_id=AttemptId(row.id),
-            job_id=JobId(row.job_id),
-            state=row.state,
-            epoch=row.epoch,
-            launch_claimed=row.launch_state not in (None, "pending", "void"),
-            stop_cause=codec.stop_order(row.stop_order).cause if row.stop_order else None,
-        )
-        for row in tx.connection.execute(_EXPECTED)
+    return tuple(_expected(row) for row in tx.connection.execute(_EXPECTED))
+
+
+def _expected(row: AnyRow) -> ExpectedAttempt:
+    stop = codec.stop_order(row.stop_order) if row.stop_order else None
+    return ExpectedAttempt(
+        attempt_id=AttemptId(row.id),
+        job_id=JobId(row.job_id),
+        state=row.state,
+        epoch=row.epoch,
+        launch_claimed=row.launch_state not in (None, "pending", "void"),
+        stop_cause=None if stop is None else stop.cause,
+        stop_grace_s=0.0 if stop is None else stop.grace_s,
     )

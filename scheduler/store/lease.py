@@ -7,11 +7,11 @@ lock keeps a second daemon out and the row only counts epochs.
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, select, text, update
+from sqlalchemy import bindparam, func, select, text, update
 
 from scheduler.errors import AlreadyRunningError, FencedError
 from scheduler.model.quantity import SYSTEM_TENANT, UtcSeconds
-from scheduler.store.tables import leader
+from scheduler.store.tables import attempts, leader
 from scheduler.store.transaction import Transaction
 
 _DB_CLOCK = text("SELECT extract(epoch FROM clock_timestamp())::double precision")
@@ -56,6 +56,28 @@ def acquire(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds) -> int:
         at=now,
     )
     return epoch
+
+
+def require_same_host(tx: Transaction, holder: str) -> None:
+    """Keep the lead from a host that cannot tell what the last leader's attempts are doing.
+
+    Attempts of the local executor run beside the daemon that started them: from elsewhere they look
+    dead, and would be started a second time. An identity is `<host>-<random>`.
+
+    Raises:
+        AlreadyRunningError: the last leader was on another host, and attempts of it are live.
+    """
+    last = tx.connection.execute(select(leader.c.holder).where(leader.c.id == 1)).scalar_one()
+    if not last or last.rpartition("-")[0] == holder.rpartition("-")[0]:
+        return
+    live = tx.connection.execute(
+        select(func.count()).select_from(attempts).where(attempts.c.live)
+    ).scalar_one()
+    if live:
+        raise AlreadyRunningError(
+            f"{last} has {live} live attempts on its own host, and nobody else can see them",
+            hint="start the daemon there and let them end, or cancel them there",
+        )
 
 
 def renew(tx: Transaction, holder: str, epoch: int, ttl_s: float, now: UtcSeconds) -> None:

@@ -3,7 +3,7 @@
 The rules of the lifecycle's way out, in one place:
 - a recorded cancel never starts again: whatever else ended the attempt, the job ends CANCELLED,
   unless it had finished its work first;
-- infrastructure and lost requeue for free until a limit in a row, then quarantine;
+- infrastructure and lost requeue for free after a backoff; a limit in a row, then quarantine;
 - the user's own failure spends retries, with exponential backoff;
 - a stop that was ordered decides the end, unless the exit was seen first.
 """
@@ -37,10 +37,15 @@ class Limits:
     Attributes:
         free_requeues_max: infrastructure failures in a row before a job is quarantined.
         retry_backoff_max_s: cap of the exponential retry backoff.
+        requeue_backoff_s: wait after the first infrastructure failure in a row; it doubles with
+            each, so that a broken host does not use up all free requeues in a second.
+        requeue_backoff_max_s: cap of that wait.
     """
 
     free_requeues_max: int
     retry_backoff_max_s: float
+    requeue_backoff_s: float
+    requeue_backoff_max_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,7 @@ def _finish(
     if state is _S.STOPPING:
         steps = [_stopped(job, end, stop_cause)]
     elif end.cause.free_requeue and end.cause is not EndCause.PREEMPTED:
-        steps = _lost(job, state, limits)
+        steps = _lost(job, state, limits, now)
     else:
         steps = [*_steps_to_running(state), *_exited(job, end, limits, now)]
     return _move(tx, attempt, steps, now, _told(end, steps[-1].event))
@@ -211,14 +216,18 @@ def _cancelled() -> list[_Step]:
     return [_Step(_E.CANCEL), _Step(_E.STOPPED_CANCELLED)]
 
 
-def _lost(job: AnyRow, state: JobState, limits: Limits) -> list[_Step]:
+def _lost(job: AnyRow, state: JobState, limits: Limits, now: UtcSeconds) -> list[_Step]:
     """Moves after an infrastructure failure: requeue for free, up to a limit."""
     if job.desired == "stop":
         return _cancelled()
     way = [] if state is _S.SUSPECT else [_Step(_E.SILENCE)]
+    way.append(_Step(_E.PROVE_DEATH))
     failures = job.free_requeues + 1
-    last = _E.REQUEUE if failures < limits.free_requeues_max else _E.QUARANTINE
-    return [*way, _Step(_E.PROVE_DEATH), _Step(last, {"free_requeues": failures})]
+    if failures >= limits.free_requeues_max:
+        return [*way, _Step(_E.QUARANTINE, {"free_requeues": failures})]
+    wait_s = min(limits.requeue_backoff_s * 2.0**job.free_requeues, limits.requeue_backoff_max_s)
+    changes = {"free_requeues": failures, "eligible_at": now + wait_s}
+    return [*way, _Step(_E.REQUEUE, changes)]
 
 
 def _exited(job: AnyRow, end: End, limits: Limits, now: UtcSeconds) -> list[_Step]:

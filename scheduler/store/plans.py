@@ -388,7 +388,8 @@ def _evict(
             now=now,
             ids=ids,
             epoch=epoch,
-            message=f"made room for job {eviction.for_job}",
+            # The decision says for whom; here the owner, who may be a stranger, would read it.
+            message="preempted: its resources went to a job that comes first",
         )
         evicted.append(eviction.attempt_id)
     return tuple(evicted)

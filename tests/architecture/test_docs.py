@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 
 import pytest
 from support import tables
@@ -30,6 +31,23 @@ def test_docs_mention_every_stable_name(kind: str) -> None:
         name for name in tables.names_that_docs_must_mention()[kind] if f"`{name}`" not in text
     ]
     assert missing == [], f"undocumented {kind}"
+
+
+def test_the_layers_are_those_of_the_import_contract() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = declared["tool"]["importlinter"]["contracts"][0]["layers"]
+    layers = [
+        {name for name in re.findall(r"[\w.]+", layer) if is_module(name)} for layer in contract
+    ]
+    _, _, page = documentation()["docs/architecture.md"].partition("## Layers")
+    rows = [line.split("|") for line in page.partition("##")[0].splitlines() if "`" in line]
+    told = [set(re.findall(r"`([\w.]+)`", row[2])) for row in rows if len(row) > 2]
+    assert told == [layer for layer in layers if layer]
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def test_links_lead_somewhere() -> None:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import override
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support import crash
@@ -47,6 +49,7 @@ class Result:
     found: crash.Findings
     seconds: float
 
+    @override
     def __str__(self) -> str:
         outcome = "; ".join(self.found.problems) or "ok"
         return (
@@ -97,6 +100,11 @@ def run(cases: list[Case], workers: int, told: Callable[[Result], None]) -> list
     return results
 
 
+def _tell(result: Result) -> None:
+    sys.stdout.write(f"{result}\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Run the matrix; 0 when nothing went wrong in any case."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -116,7 +124,7 @@ def main() -> int:
     sys.stdout.write(f"{'failpoint':28} {'kind':6} {'database':11} {'s':>6}  outcome\n")
     begun_s = time.monotonic()
     try:
-        results = run(cases, chosen.workers, lambda result: print(result, flush=True))
+        results = run(cases, chosen.workers, _tell)
     except NoPostgresError as error:
         sys.stderr.write(f"bench_crash_matrix: {error}\n")
         return 2

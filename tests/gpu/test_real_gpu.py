@@ -49,6 +49,7 @@ def client(tmp_path: Path, idle: dict[str, nvidia.Occupancy]) -> Iterator[httpx.
         daemon.stop()
     finally:
         daemon.kill()
+        nvidia.release(daemon.data_dir)
 
 
 def end_all(client: httpx.Client) -> None:

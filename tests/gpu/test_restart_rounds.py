@@ -185,6 +185,7 @@ def test_ledger_and_driver_agree_through_twenty_kills(tmp_path: Path) -> None:
         daemon.stop()
     finally:
         daemon.kill()
+        nvidia.release(daemon.data_dir)
     _check_books(tmp_path, states, story)
 
 

@@ -125,6 +125,7 @@ def test_an_unsafe_plan_is_not_carried_out_and_kept_for_replay(
     job = desk.office.submit(spec=job_spec(gpus=2))
     report = desk.cycle()
     assert report.rejected
+    assert report.failed, "or else the conductor would not rest before it tries again"
     assert report.decision_id is None
     assert desk.office.job(job.id).state is JobState.PENDING
     (kept,) = desk.context.rejected_plans.iterdir()

@@ -78,6 +78,8 @@ class StoreLife(RuleBasedStateMachine):
             ids=self.ids,
             free_requeues_max=2,
             retry_backoff_max_s=5,
+            requeue_backoff_s=1,
+            requeue_backoff_max_s=5,
         )
 
     def write(self, command: Any) -> Any:

@@ -110,8 +110,8 @@ def tell(
     if f"{failpoint} {kind}" not in supervisor.fired:
         found.other.append(f"{failpoint} never fired: this proves nothing")
     found.other += [
-        f"the daemon ended with status {status}"
-        for status in supervisor.endings
+        f"the daemon ended with status {status}: {words}"
+        for status, words in supervisor.endings
         if status != (-9 if kind != "raise" else 1)
     ]
     found.lost += [
@@ -137,7 +137,9 @@ def _insist(daemon: DaemonProcess, ask: Callable[[httpx.Client], T]) -> T:
             with daemon.http(_ANSWER_S) as client:
                 return ask(client)
         except (httpx.TransportError, FileNotFoundError, httpx.HTTPStatusError) as error:
-            refused = isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error
+            refused = (
+                isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error
+            )
             if refused or time.monotonic() > deadline:
                 raise RuntimeError(f"{error}\n{daemon.log_tail()}") from error
         time.sleep(0.05)

@@ -16,7 +16,7 @@ from scheduler.model.execution import (
     Receipt,
     StopOrder,
 )
-from scheduler.model.lifecycle import EndCause, JobState
+from scheduler.model.lifecycle import JobState
 from scheduler.model.quantity import AttemptId, IntentId, JobId, UtcSeconds
 
 _FINAL = (Phase.EXITED, Phase.VANISHED, Phase.ABSENT)
@@ -42,7 +42,7 @@ class FakeExecutionStore:
         self.live: dict[AttemptId, JobState] = {}
         self._pending: list[Intent] = []
         self._claimed: list[Intent] = []
-        self._stops: dict[AttemptId, EndCause] = {}
+        self._stops: dict[AttemptId, StopOrder] = {}
 
     @property
     def epoch(self) -> int:
@@ -59,7 +59,7 @@ class FakeExecutionStore:
         """Commit a stop."""
         intent = Intent(IntentId(f"stop-{order.attempt_id}"), IntentKind.STOP, order)
         self._pending.append(intent)
-        self._stops[order.attempt_id] = order.cause
+        self._stops[order.attempt_id] = order
         if order.attempt_id in self.live:
             self.live[order.attempt_id] = JobState.STOPPING
         return intent.id
@@ -105,17 +105,19 @@ class FakeExecutionStore:
 
     async def expected(self) -> Sequence[ExpectedAttempt]:
         self._check()
-        return [
-            ExpectedAttempt(
-                attempt_id=attempt_id,
-                job_id=JobId("j-0000000000000001"),
-                state=state,
-                epoch=1,
-                launch_claimed=state is not JobState.ASSIGNED,
-                stop_cause=self._stops.get(attempt_id),
-            )
-            for attempt_id, state in self.live.items()
-        ]
+        return [self._expected(attempt_id, state) for attempt_id, state in self.live.items()]
+
+    def _expected(self, attempt_id: AttemptId, state: JobState) -> ExpectedAttempt:
+        stop = self._stops.get(attempt_id)
+        return ExpectedAttempt(
+            attempt_id=attempt_id,
+            job_id=JobId("j-0000000000000001"),
+            state=state,
+            epoch=1,
+            launch_claimed=state is not JobState.ASSIGNED,
+            stop_cause=None if stop is None else stop.cause,
+            stop_grace_s=0.0 if stop is None else stop.grace_s,
+        )
 
     def phases(self, attempt_id: AttemptId) -> list[Phase]:
         """What was recorded of one attempt, in order."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pynvml
 import pytest
+
+from scheduler.execution.local.files import AttemptFolder, live_attempts
 
 BUSY_MIB = 500
 """A GPU with so much more memory in use than when idle is occupied."""
@@ -77,6 +81,14 @@ def occupied(idle: Mapping[str, Occupancy], now: Mapping[str, Occupancy]) -> set
         for gpu, use in now.items()
         if use.pids or use.memory_mib > idle[gpu].memory_mib + BUSY_MIB
     }
+
+
+def release(data_dir: Path) -> None:
+    """Kill what still runs under a dead daemon's directory: a failed test must not keep GPUs."""
+    for attempt in live_attempts(str(data_dir)):
+        claim = AttemptFolder(str(data_dir), attempt).claim()
+        if claim is not None and claim.launcher is not None and claim.launcher.alive():
+            os.kill(claim.launcher.pid, signal.SIGKILL)  # its ranks die with it
 
 
 def job_of(pid: int) -> str | None:

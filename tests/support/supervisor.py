@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from support.daemon import DaemonProcess
 
@@ -21,7 +22,7 @@ class Supervisor:
     """Keeps one daemon up while the context lasts.
 
     Attributes:
-        endings: exit statuses of the daemons that ended.
+        endings: how the daemons ended that ended: exit status, last words.
         fired: lines of the failpoints' log, `<name> <kind> <pid>`.
     """
 
@@ -29,12 +30,12 @@ class Supervisor:
         self._daemon = daemon
         self._log = failpoint_log
         self._failpoints = failpoints
-        self.endings: list[int] = []
+        self.endings: list[tuple[int, str]] = []
         self.fired: list[str] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
-    def __enter__(self) -> Supervisor:
+    def __enter__(self) -> Self:
         self._daemon.settings = {
             **self._daemon.settings,
             "FAILPOINTS_LOG": str(self._log),
@@ -59,7 +60,7 @@ class Supervisor:
             assert process is not None
             status = process.poll()
             if status is not None:
-                self.endings.append(status)
+                self.endings.append((status, self._daemon.log_tail()[-600:]))
                 if self._daemon.starts == STARTS_MAX:
                     return
                 self._daemon.start(wait=False)

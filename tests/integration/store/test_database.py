@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from scheduler.errors import (
     AlreadyRunningError,
     BusyError,
     ConfigurationError,
+    DamagedStoreError,
     StorageError,
 )
 from scheduler.model.quantity import DEFAULT_TENANT, PrincipalId, UtcSeconds
@@ -240,6 +242,69 @@ def test_a_full_disk_refuses_and_recovers_without_restart(sqlite_database: Datab
     assert sqlite_database.read_sync(_revisions) == [1]
     limit_pages(1_000_000)
     assert sqlite_database.write_sync(fill) == 2
+
+
+def _failures(database: Database) -> list[BaseException]:
+    told: list[BaseException] = []
+    database.on_failure(told.append)
+    return told
+
+
+def test_a_failed_fsync_ends_the_store_for_good(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = _failures(sqlite_database)
+    dialect = sqlite_database._engines[1].dialect
+
+    def lose(_: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        raise error
+
+    begun, queued = threading.Event(), threading.Event()
+
+    def first(tx: Transaction) -> int:
+        begun.set()
+        queued.wait(30)
+        monkeypatch.setattr(dialect, "do_commit", lose)
+        return _append(tx)
+
+    async def three() -> list[int | BaseException]:
+        writing = asyncio.create_task(sqlite_database.write(first))
+        await asyncio.to_thread(begun.wait, 30)
+        others = [asyncio.create_task(sqlite_database.write(_append)) for _ in range(2)]
+        await asyncio.sleep(0)
+        queued.set()
+        return await asyncio.gather(writing, *others, return_exceptions=True)
+
+    lost, *refused = asyncio.run(three())
+    assert isinstance(lost, DamagedStoreError)
+    assert "fsync" in str(lost)
+    assert "unknown whether" in str(lost)
+    assert all("stopped for good" in str(answer) for answer in refused)
+    assert [type(error) for error in told] == [DamagedStoreError]
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match="stopped for good"):  # though the disk is well again
+        sqlite_database.write_sync(_append)
+    assert "stopped for good" in sqlite_database.trouble
+
+
+def test_a_failure_between_commit_and_answer_ends_the_store(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = _failures(sqlite_database)
+
+    def fail(name: str) -> None:
+        if name == "submit-after-commit":
+            raise failpoints.FailpointError(name)
+
+    monkeypatch.setattr(failpoints, "hit", fail)
+    with pytest.raises(failpoints.FailpointError):
+        sqlite_database.write_sync(_append, failpoint="submit")
+    assert [type(error) for error in told] == [failpoints.FailpointError]
+    assert sqlite_database.read_sync(_revisions) == [1]
+    with pytest.raises(StorageError, match="stopped for good"):
+        sqlite_database.write_sync(_append)
 
 
 def test_failpoints_frame_the_commit(

@@ -158,7 +158,13 @@ def make(database: Database, ids: SequentialIds, clock: ManualClock) -> Callable
 
         epoch = database.write_sync(prepare)
         store = SqlExecutionStore(
-            database, epoch=epoch, ids=ids, free_requeues_max=3, retry_backoff_max_s=100
+            database,
+            epoch=epoch,
+            ids=ids,
+            free_requeues_max=3,
+            retry_backoff_max_s=100,
+            requeue_backoff_s=4,
+            requeue_backoff_max_s=7,
         )
         return World(database, store, epoch, ids)
 
@@ -256,9 +262,10 @@ def test_infrastructure_requeues_for_free_then_quarantines(
     make: Make, seen: Callable[[str], AttemptObservation], cause: str
 ) -> None:
     world = make()
-    for _ in range(2):
+    for backoff_s in (4, 7):  # doubled, and capped
         assert world.record(seen(world.launch())) is JobState.PENDING
         assert world.job.end_cause == cause
+        assert world.job.eligible_at == later(20 + backoff_s)
         world.assert_all_free()
     assert world.record(seen(world.start())) is JobState.QUARANTINED
     assert (world.job.free_requeues, world.job.retries_used) == (3, 0)
@@ -331,6 +338,7 @@ def test_a_cancelled_job_never_starts_again(
     assert world.job.state == "STOPPING"
     (expected,) = world.run(world.store.expected())
     assert expected.stop_cause is EndCause.CANCELLED
+    assert expected.stop_grace_s == job_spec().checkpoint.grace_s
     (intent,) = world.claim()
     assert isinstance(intent.order, StopOrder)
     assert (intent.order.attempt_id, intent.order.grace_s) == (attempt, 30.0)
@@ -422,7 +430,13 @@ def test_orders_carry_the_epoch_of_the_present_leader(make: Make, ids: Sequentia
     (intent,) = world.claim()
     epoch = world.database.write_sync(lambda tx: acquire(tx, "me", 60, later(0)))
     heir = SqlExecutionStore(
-        world.database, epoch=epoch, ids=ids, free_requeues_max=3, retry_backoff_max_s=1
+        world.database,
+        epoch=epoch,
+        ids=ids,
+        free_requeues_max=3,
+        retry_backoff_max_s=1,
+        requeue_backoff_s=1,
+        requeue_backoff_max_s=1,
     )
     assert heir.epoch == epoch
     (found,) = asyncio.run(heir.unsettled())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.clock import ManualClock
-from support.execution import attempt, launch_order
+from support.execution import attempt, launch_order, stop_order
 from support.fake_execution_store import FakeExecutionStore
 from support.fake_executor import FakeExecutor
 
@@ -212,6 +212,15 @@ def test_a_launch_without_a_trace_is_abandoned_after_two_passes(world: World) ->
     world.passes(1)
     assert world.executor.observe(attempt()).phase is Phase.ABSENT
     assert world.watcher.follows(attempt())
+
+
+def test_a_stop_said_again_grants_the_grace_time_it_was_ordered_with(world: World) -> None:
+    world.executor.launch(launch_order("sleep", "600"))
+    world.store.live[attempt()] = JobState.RUNNING
+    world.store.add_stop(stop_order(grace_s=600))
+    world.passes(1)
+    (told,) = world.executor.stops
+    assert (told.cause, told.grace_s) == (EndCause.CANCELLED, 600)
 
 
 def test_a_failed_pass_kills_nothing(world: World) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,28 @@ def test_a_failpoint_kills_at_the_pass_it_names(kind: str, passes: int) -> None:
 def test_a_failpoint_raises() -> None:
     done = _run("exit-seen=raise", HIT)
     assert "FailpointError: exit-seen" in done.stderr
+
+
+def test_a_launchers_failpoint_is_handed_to_the_launcher_whose_turn_it_is() -> None:
+    code = "from scheduler import failpoints as f\nfor _ in range(3): print(f.for_launcher())"
+    done = _run("launcher-after-fork=hang@2,exit-seen=kill", code)
+    assert done.stdout.splitlines() == [
+        "{}",
+        "{'HAVERSACK_FAILPOINTS': 'launcher-after-fork=hang'}",
+        "{}",
+    ]
+
+
+def test_a_failpoint_that_fires_is_written_down(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = f"import os\nos.environ['HAVERSACK_FAILPOINTS_LOG'] = {str(log)!r}\n{HIT}"
+    assert _run("exit-seen=kill@2", code).returncode == -9
+    assert re.fullmatch(r"exit-seen kill \d+\n", log.read_text())
+
+
+def test_an_unknown_kind_is_named() -> None:
+    done = _run("exit-seen=bang", "import scheduler.failpoints")
+    assert "wants 'bang'; known: kill, raise, hang, freeze" in done.stderr
 
 
 def test_an_unknown_failpoint_is_named() -> None:

@@ -193,6 +193,7 @@ def gpu_out(view: GpuView) -> GpuOut:
         "health": view.health,
         "cordoned": view.cordoned,
         "simulated": view.simulated,
+        "in_use": view.in_use,
         "job_id": view.job_id,
         "job_name": view.job_name,
         "version": view.version,

@@ -176,7 +176,7 @@ class LogsOut(TypedDict):
 
 
 class GpuOut(TypedDict):
-    """A GPU and who holds it; `job_name` is null where the holder is another tenant's."""
+    """A GPU and who holds it; job id and name are null where the holder is another tenant's."""
 
     id: str
     node_id: str
@@ -187,6 +187,7 @@ class GpuOut(TypedDict):
     health: str
     cordoned: bool
     simulated: bool
+    in_use: bool
     job_id: str | None
     job_name: str | None
     version: int

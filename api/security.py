@@ -20,6 +20,7 @@ from scheduler.errors import NotFoundError, OverloadedError, UnauthenticatedErro
 from scheduler.ids import IdSource
 from scheduler.model.access import Actor, Role
 from scheduler.model.quantity import DEFAULT_TENANT, SYSTEM_TENANT, TenantId, UtcSeconds
+from scheduler.service.identity import BROWSER_SESSION
 from scheduler.store.database import Database, Transaction
 from scheduler.tokens import digest, looks_valid
 
@@ -231,7 +232,7 @@ def session_token(
         tenant=TenantId(actor.tenant),
         name=actor.name,
         role=actor.role,
-        description="browser session",
+        description=BROWSER_SESSION,
         expires_at=UtcSeconds(now + SESSION_S),
         sha256_hex=sha256_hex,
         read_only=True,

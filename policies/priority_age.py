@@ -59,11 +59,6 @@ def aged(base: float, job: WaitingJob, now: UtcSeconds) -> float:
     return min(max(value, VALUE_MIN), VALUE_MAX)
 
 
-def value_of(job: WaitingJob, now: UtcSeconds) -> float:
-    """What starting `job` now is worth; within `VALUE_MIN`..`VALUE_MAX`."""
-    return aged(base_value(job), job, now)
-
-
 class PriorityAge:
     """The default queue order."""
 

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,18 @@ def _end_at_once(error: BaseException) -> None:
     sys.stderr.write(f"error: the store has stopped for good: {error}\n")
     sys.stderr.flush()
     os._exit(ExitCode.ERROR)
+
+
+def end_with_any_thread() -> None:
+    """From now on a thread that dies of a bug ends the process: nothing goes on with a dead part."""
+
+    def ended(args: threading.ExceptHookArgs) -> None:
+        threading.__excepthook__(args)
+        sys.stderr.write(f"error: a thread of the daemon ended: {args.exc_value!r}\n")
+        sys.stderr.flush()
+        os._exit(ExitCode.ERROR)
+
+    threading.excepthook = ended
 
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -160,6 +173,12 @@ class Daemon:
         self.database.on_failure(_end_at_once)
         try:
             self._open()
+        except OSError as error:
+            self.database.close()
+            raise ConfigurationError(
+                f"the data directory {settings.store.data_dir} cannot be used: {error}",
+                hint="it must be writable for the user who runs the daemon, and have room",
+            ) from error
         except BaseException:
             self.database.close()
             raise
@@ -394,7 +413,9 @@ class Daemon:
                 await self.database.write(
                     partial(_sync_nodes, found=nodes, epoch=self.epoch, now=self._clock.now())
                 )
-            except (StorageError, BusyError) as error:
+            except FencedError:
+                raise
+            except HaversackError as error:
                 log.warning("inventory not stored", why=str(error))
 
     async def _keep_lease(self) -> None:

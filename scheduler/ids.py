@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 from typing import Protocol
@@ -40,14 +39,3 @@ class SystemIds:
         """A fresh id; ids made in different milliseconds sort by time."""
         milliseconds = int(self._clock.now() * 1000)
         return f"{prefix}-{_base32(milliseconds, 9)}{_base32(self._random.getrandbits(35), 7)}"
-
-
-class SequentialIds:
-    """Ids that count up: the same run gives the same ids."""
-
-    def __init__(self) -> None:
-        self._counter = itertools.count(1)
-
-    def new(self, prefix: str) -> str:
-        """The next id, for example `j-0000000000000001`."""
-        return f"{prefix}-{_base32(next(self._counter), 16)}"

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import make_url
 from support.clock import ManualClock
 from support.folders import quick_folder
+from support.ids import SequentialIds
 from support.postgres import NoPostgresError, PostgresServer, postgres_server
 
-from scheduler.ids import SequentialIds
 from scheduler.settings import StoreSettings
 from scheduler.store.database import Database
 

@@ -117,7 +117,7 @@ function drawTiles({ gpus, queues, decision }) {
   const tile = (label, value, small = "") =>
     el("div", { class: "tile" }, el("dt", {}, label), el("dd", {}, String(value), el("small", {}, small)));
   at("tiles").replaceChildren(
-    tile(T.tiles.gpus, gpus.filter((gpu) => gpu.job_id !== null).length, T.of(gpus.length)),
+    tile(T.tiles.gpus, gpus.filter((gpu) => gpu.in_use).length, T.of(gpus.length)),
     tile(T.tiles.running, sum("running")),
     tile(T.tiles.waiting, sum("waiting")),
     tile(T.tiles.held, sum("held")),
@@ -132,7 +132,7 @@ function flagOf(gpu, node) {
 
 function cell(gpu, node) {
   const flag = flagOf(gpu, node);
-  const used = gpu.job_id !== null;
+  const used = gpu.in_use;
   const facts = [used ? T.gpus.usedBy(gpu.job_name) : T.gpus.free];
   if (flag) facts.push(T.gpus[flag]);
   const label = T.gpus.cell(gpu, facts);

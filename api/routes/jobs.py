@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from api.dependencies import (
     API,
-    Context,
     IfMatch,
     JobReader,
     JobWriter,
@@ -35,10 +33,12 @@ from api.schemas import (
 )
 from scheduler import service
 from scheduler.errors import FieldProblem, InvalidRequestError
+from scheduler.ids import IdSource
 from scheduler.jobspec import job_schema, parse_job_json
+from scheduler.model.access import Actor
 from scheduler.model.job import JobSpec
 from scheduler.model.lifecycle import JobState
-from scheduler.model.quantity import JobId, TenantId
+from scheduler.model.quantity import JobId, TenantId, UtcSeconds
 from scheduler.model.view import SORTS, JobFilter, JobView, SubmitResult
 from scheduler.store.database import Transaction
 
@@ -197,10 +197,38 @@ async def explain(request: Request, actor: JobReader, job_id: str) -> Response:
     return Json(explanation_out(explanation))
 
 
-async def _change(
-    parts: Context, change: Callable[[Transaction], JobView], *, failpoint: str | None
+class _UseCase(Protocol):
+    """A use case that moves a job: `service.cancel` and its like."""
+
+    def __call__(
+        self,
+        tx: Transaction,
+        actor: Actor,
+        job_id: JobId,
+        *,
+        now: UtcSeconds,
+        ids: IdSource,
+        if_match: int | None,
+    ) -> JobView:
+        """The job after the move."""
+        ...
+
+
+async def _move(
+    request: Request,
+    actor: Actor,
+    job_id: str,
+    if_match: int | None,
+    use_case: _UseCase,
+    failpoint: str | None = None,
 ) -> Response:
-    job = await parts.database.write(change, failpoint=failpoint)
+    parts = context(request)
+    job = await parts.database.write(
+        lambda tx: use_case(
+            tx, actor, JobId(job_id), now=parts.clock.now(), ids=parts.ids, if_match=if_match
+        ),
+        failpoint=failpoint,
+    )
     parts.wake()
     return Json(job_out(job), headers=etag(job.version))
 
@@ -210,14 +238,7 @@ async def cancel(
     request: Request, actor: JobWriter, job_id: str, if_match: IfMatch = None
 ) -> Response:
     """Cancel a job; once this is answered it never starts again."""
-    parts = context(request)
-    return await _change(
-        parts,
-        lambda tx: service.cancel(
-            tx, actor, JobId(job_id), now=parts.clock.now(), ids=parts.ids, if_match=if_match
-        ),
-        failpoint="cancel",
-    )
+    return await _move(request, actor, job_id, if_match, service.cancel, failpoint="cancel")
 
 
 @router.post("/jobs/{job_id:id}:hold", responses={200: {"model": JobOut}})
@@ -225,14 +246,7 @@ async def hold(
     request: Request, actor: JobWriter, job_id: str, if_match: IfMatch = None
 ) -> Response:
     """Keep a waiting job from starting."""
-    parts = context(request)
-    return await _change(
-        parts,
-        lambda tx: service.hold(
-            tx, actor, JobId(job_id), now=parts.clock.now(), ids=parts.ids, if_match=if_match
-        ),
-        failpoint=None,
-    )
+    return await _move(request, actor, job_id, if_match, service.hold)
 
 
 @router.post("/jobs/{job_id:id}:release", responses={200: {"model": JobOut}})
@@ -240,14 +254,7 @@ async def release(
     request: Request, actor: JobWriter, job_id: str, if_match: IfMatch = None
 ) -> Response:
     """Let a held or quarantined job wait for its turn again."""
-    parts = context(request)
-    return await _change(
-        parts,
-        lambda tx: service.release(
-            tx, actor, JobId(job_id), now=parts.clock.now(), ids=parts.ids, if_match=if_match
-        ),
-        failpoint=None,
-    )
+    return await _move(request, actor, job_id, if_match, service.release)
 
 
 @router.post("/jobs/{job_id:id}:requeue", responses={200: {"model": JobOut}})
@@ -255,11 +262,4 @@ async def requeue(
     request: Request, actor: JobWriter, job_id: str, if_match: IfMatch = None
 ) -> Response:
     """Send a job back to the queue."""
-    parts = context(request)
-    return await _change(
-        parts,
-        lambda tx: service.requeue(
-            tx, actor, JobId(job_id), now=parts.clock.now(), ids=parts.ids, if_match=if_match
-        ),
-        failpoint=None,
-    )
+    return await _move(request, actor, job_id, if_match, service.requeue)

@@ -88,10 +88,14 @@ def gpus(
         Column("STATE", _standing),
         Column("MEMORY GIB", lambda gpu: f"{gpu['memory_mib'] / 1024:.0f}"),
         Column("ID", pick("id")),
-        Column("JOB", lambda gpu: gpu["job_name"] or gpu["job_id"] or "-"),
+        Column("JOB", _holder),
         Column("JOB ID", pick("job_id"), wide=True),
     )
     show_list(found, columns, chosen(output, as_json=as_json), kind="GpuList")
+
+
+def _holder(gpu: Record) -> str:
+    return str(gpu["job_name"] or ("(another tenant's)" if gpu["in_use"] else "-"))
 
 
 def _of(node: Record, resource: str, unit: int) -> str:

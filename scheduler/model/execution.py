@@ -140,7 +140,6 @@ class AttemptObservation:
 
     attempt_id: AttemptId
     phase: Phase
-    launcher_pid: int | None = None
     started_at: UtcSeconds | None = None
     ended_at: UtcSeconds | None = None
     cause: EndCause | None = None

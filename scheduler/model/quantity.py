@@ -57,14 +57,6 @@ class Resources:
     def __mul__(self, times: int) -> Resources:
         return Resources(self.gpus * times, self.cpu_milli * times, self.memory_mib * times)
 
-    def fits_in(self, free: Resources) -> bool:
-        """Whether `free` holds at least this much of everything."""
-        return (
-            self.gpus <= free.gpus
-            and self.cpu_milli <= free.cpu_milli
-            and self.memory_mib <= free.memory_mib
-        )
-
     def times_in(self, free: Resources) -> int:
         """How many copies of this fit in `free`, resource by resource; at most 2**31."""
         counts = [

@@ -14,6 +14,9 @@ from scheduler.store import identity
 from scheduler.store.identity import Identity
 from scheduler.store.transaction import Transaction
 
+BROWSER_SESSION = "browser session"
+"""Description of the tokens behind browser sessions: they end with any other of their principal."""
+
 _DESCRIPTION_MAX = 256
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 """A DNS label, so that a tenant can become a Kubernetes namespace and a header value."""
@@ -143,6 +146,8 @@ def list_tokens(tx: Transaction, actor: Actor) -> tuple[TokenView, ...]:
 def revoke_token(tx: Transaction, actor: Actor, token_id: str, *, now: UtcSeconds) -> TokenView:
     """Make a token useless, at once and for good. Idempotent.
 
+    Whoever had it may have opened browser sessions with it: those of its principal end too.
+
     Raises:
         ForbiddenError: the actor could not have granted it.
         NotFoundError: no such token for this actor.
@@ -160,6 +165,7 @@ def revoke_token(tx: Transaction, actor: Actor, token_id: str, *, now: UtcSecond
             hint="create another administrator token first",
         )
     identity.revoke(tx, token_id, now=now)
+    identity.revoke_sessions(tx, token.principal, BROWSER_SESSION, now=now)
     tx.audit(
         tenant=token.tenant,
         principal=actor.principal,

@@ -188,7 +188,10 @@ _ADVICE = {
 
 def _conflict(found: Row[Any], verb: str) -> ConflictError:
     state = JobState(found.state)
-    hint = "submit it again" if state.terminal else _ADVICE.get(state, "cancel it, or wait")
+    if state.terminal:
+        hint = "it is over" if verb == "cancel" else "submit it again"
+    else:
+        hint = _ADVICE.get(state, "cancel it, or wait")
     return ConflictError(f"cannot {verb} job {found.id}: it is {state}", hint=hint)
 
 

@@ -59,10 +59,7 @@ def _make_private(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
     except OSError as error:
-        raise ConfigurationError(
-            f"the data directory {path} cannot be used: {error.strerror}",
-            hint="choose another one with --data",
-        ) from error
+        raise _unusable(path, error) from error
     if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise ConfigurationError(
             f"the data directory {path} is open to other users: it holds tokens and job logs",
@@ -70,9 +67,19 @@ def _make_private(path: Path) -> None:
         )
 
 
+def _unusable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"the data directory {path} cannot be used: {error.strerror}",
+        hint="make it writable for the user who runs the daemon, or choose another with --data",
+    )
+
+
 def _lock(path: Path) -> int:
-    # Close-on-exec keeps launchers, which outlive us, from holding the lock.
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # Close-on-exec keeps launchers, which outlive us, from holding the lock.
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -168,6 +168,8 @@ def storage_error(error: DBAPIError, *, committing: bool = False) -> StorageErro
         return _told(_SQLITE_CANNOT[code], unknown=committing and code in _UNSURE)
     if isinstance(cause, psycopg.errors.ReadOnlySqlTransaction):
         return _told("the database server is read-only", unknown=False)
+    if isinstance(cause, psycopg.errors.IdleInTransactionSessionTimeout):
+        return _told("this daemon paused inside a transaction for too long", unknown=False)
     if isinstance(cause, psycopg.OperationalError):
         told = str(cause).strip().splitlines()
         return _told(

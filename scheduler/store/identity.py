@@ -170,6 +170,22 @@ def revoke(tx: Transaction, token_id: str, *, now: UtcSeconds) -> None:
     )
 
 
+def revoke_sessions(
+    tx: Transaction, principal_id: PrincipalId, description: str, *, now: UtcSeconds
+) -> None:
+    """Revoke every read-only token of the principal that bears this description."""
+    tx.connection.execute(
+        update(tokens)
+        .where(
+            tokens.c.principal_id == principal_id,
+            tokens.c.read_only.is_(True),
+            tokens.c.description == description,
+            tokens.c.revoked_at.is_(None),
+        )
+        .values(revoked_at=now)
+    )
+
+
 def other_admin_tokens(tx: Transaction, token_id: str, *, now: UtcSeconds) -> int:
     """Usable tokens of system administrators besides `token_id`; read-only ones do not count."""
     return tx.connection.execute(

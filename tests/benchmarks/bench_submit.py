@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.daemon import DaemonProcess, job_document
+from typing_extensions import override
 
 CLIENTS = 8
 RATE_MIN = 300.0
@@ -98,6 +99,7 @@ class Load:
     def rate(self) -> float:
         return self.requests / self.seconds
 
+    @override
     def __str__(self) -> str:
         return (
             f"{self.rate:6.0f} /s for {self.seconds:.0f} s, p50 {self.p50_ms:.1f} ms,"

@@ -89,7 +89,7 @@ def test_nothing_left_waiting_would_still_fit(snapshot: Snapshot) -> None:
             continue
         for node in snapshot.nodes.values():
             free = snapshot.free_resources(node, use[node.id])
-            assert not what.per_task.fits_in(free), f"{job.id} fits {node.name}"
+            assert not what.per_task.times_in(free), f"{job.id} fits {node.name}"
     assert len(taken) == sum(
         len(task.gpu_ids) for placement in plan.placements for task in placement.tasks
     )

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.builders import job_spec, node
 from support.clock import ManualClock
-from support.usecases import LIMITS, ROOT, Office, actor, document
+from support.store import document
+from support.usecases import LIMITS, ROOT, Office, actor
 
 from scheduler import service
 from scheduler.errors import HaversackError

@@ -12,11 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.builders import NOW, job_spec, node, placement, task_placement
 from support.clock import ManualClock
 from support.folders import quick_folder
+from support.ids import SequentialIds
 from support.ledger import leaks, violations
 from support.store import commit, exited, insert_job, phase, rows, running
 from typing_extensions import override
 
-from scheduler.ids import SequentialIds
 from scheduler.model.execution import AttemptObservation, IntentKind, Outcome, Phase, Receipt
 from scheduler.model.lifecycle import LIVE, EndCause, IllegalMoveError, JobEvent, JobState
 from scheduler.model.plan import Eviction, Placement

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from scheduler.model.job import (
     CheckpointSpec,
-    JobShape,
     JobSpec,
     LauncherKind,
     RetrySpec,
@@ -27,7 +26,6 @@ from scheduler.model.quantity import (
     PoolName,
     QueueName,
     Resources,
-    TenantId,
     UtcSeconds,
 )
 from scheduler.model.snapshot import LiveAttempt, Snapshot
@@ -148,69 +146,6 @@ def job_spec(
         preemptible=preemptible,
         retry=RetrySpec(max_retries, backoff_s),
         checkpoint=CheckpointSpec(grace_s=grace_s),
-    )
-
-
-def shape(
-    tasks: int = 1,
-    gpus: int = 1,
-    *,
-    cpu_milli: int = 1_000,
-    memory_mib: int = 1_024,
-    gpu_models: Sequence[str] = (),
-    topology: Topology = Topology.ANY,
-    pool: str | None = None,
-) -> JobShape:
-    return JobShape(
-        tasks=tasks,
-        per_task=Resources(gpus, cpu_milli, memory_mib),
-        gpu_models=tuple(gpu_models),
-        topology=topology,
-        pool=None if pool is None else PoolName(pool),
-    )
-
-
-def waiting_job(
-    job_id: str = "j-1",
-    *,
-    tasks: int = 1,
-    gpus: int = 1,
-    cpu_milli: int = 1_000,
-    memory_mib: int = 1_024,
-    gpu_models: Sequence[str] = (),
-    topology: Topology = Topology.ANY,
-    pool: str | None = None,
-    priority: int = 50,
-    submitted_at: float = NOW,
-    eligible_at: float | None = None,
-    tenant: str = DEFAULT_TENANT,
-    queue: str = DEFAULT_QUEUE,
-    preemptible: bool = True,
-    attempts: int = 0,
-    class_key: str | None = None,
-) -> WaitingJob:
-    """A waiting job; its class key is spelled from tenant, queue and shape unless given."""
-    wanted = shape(
-        tasks,
-        gpus,
-        cpu_milli=cpu_milli,
-        memory_mib=memory_mib,
-        gpu_models=gpu_models,
-        topology=topology,
-        pool=pool,
-    )
-    key = f"{tenant}/{queue}/{tasks}x{gpus}/{cpu_milli}/{memory_mib}/{gpu_models}/{topology}/{pool}"
-    return WaitingJob(
-        id=JobId(job_id),
-        tenant=TenantId(tenant),
-        queue=QueueName(queue),
-        priority=priority,
-        submitted_at=UtcSeconds(submitted_at),
-        eligible_at=UtcSeconds(submitted_at if eligible_at is None else eligible_at),
-        shape=wanted,
-        preemptible=preemptible,
-        attempts=attempts,
-        class_key=key if class_key is None else class_key,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import pwd
@@ -114,6 +115,15 @@ def postgres_server() -> Iterator[PostgresServer]:
             yield PostgresServer(url)
 
 
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def _stop_with_parent() -> None:
+    """Have the kernel stop this process when a test session that was killed cannot."""
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT), 0, 0, 0)
+
+
 @contextlib.contextmanager
 def _running(programs: Path, folder: Path, user: pwd.struct_passwd | None) -> Iterator[str]:
     uid, gid = (None, None) if user is None else (user.pw_uid, user.pw_gid)
@@ -149,6 +159,7 @@ def _running(programs: Path, folder: Path, user: pwd.struct_passwd | None) -> It
         cwd=folder,
         stdout=log,
         stderr=log,
+        preexec_fn=_stop_with_parent,  # noqa: PLW1509 - one system call, its library loaded before
     )
     try:
         url = f"postgresql+psycopg://haversack@/postgres?host={folder}"

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import orjson
 from sqlalchemy import Row, select
 from support.builders import job_spec, placement, task_placement
 from support.clock import ManualClock
+from support.ids import SequentialIds
+from support.store import document
 
 from scheduler import service
-from scheduler.ids import SequentialIds
-from scheduler.jobspec import API_VERSION
 from scheduler.model.access import Actor, Role
 from scheduler.model.execution import RankExit
 from scheduler.model.job import JobSpec
@@ -60,24 +59,6 @@ def actor(
 
 ROOT = actor(SYSTEM_TENANT, Role.ADMIN, name="root")
 USER = actor()
-
-
-def document(spec: JobSpec) -> str:
-    """A job document that names what tests look at; parsing it gives an equal shape."""
-    return orjson.dumps(
-        {
-            "apiVersion": API_VERSION,
-            "kind": "Job",
-            "metadata": {"name": spec.name},
-            "spec": {
-                "queue": spec.queue,
-                "priority": spec.priority,
-                "tasks": spec.tasks_min,
-                "task": {"gpus": spec.task.gpus, "command": list(spec.task.command)},
-            },
-        },
-        option=orjson.OPT_SORT_KEYS,
-    ).decode()
 
 
 @dataclass

@@ -297,17 +297,14 @@ class LocalExecutor:
         if claim.launcher is None:
             return AttemptObservation(attempt_id, Phase.ABSENT, message=claim.message)
         begun = started_at(folder)
-        pid = claim.launcher.pid
         if claim.launcher.alive():
             phase = Phase.STARTING if begun is None else Phase.RUNNING
-            return AttemptObservation(attempt_id, phase, launcher_pid=pid, started_at=begun)
+            return AttemptObservation(attempt_id, phase, started_at=begun)
         # It may have written its last word between our two looks.
         if (exit_record := folder.read("exit.json")) is not None:
             return exit_observation(attempt_id, exit_record)
         phase, message = self._prove_gone(folder, claim.launcher)
-        return AttemptObservation(
-            attempt_id, phase, launcher_pid=pid, started_at=begun, message=message
-        )
+        return AttemptObservation(attempt_id, phase, started_at=begun, message=message)
 
     def _prove_gone(self, folder: AttemptFolder, dead: process.Identity) -> tuple[Phase, str]:
         """Kill what a dead launcher left behind; VANISHED only when nothing of it is found."""

@@ -31,14 +31,9 @@ _USERS_FAULT = frozenset(
         errno.EINVAL,
     }
 )
-_DEFAULTED = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGCHLD,
-)
+_DEFAULTED = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+"""All that can be: what is ignored stays so across exec (Python ignores SIGPIPE; a shell that
+starts the daemon in the background SIGINT and SIGQUIT), and a shell script cannot trap it then."""
 
 
 class StartError(Exception):

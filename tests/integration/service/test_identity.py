@@ -16,6 +16,7 @@ from scheduler.errors import (
 from scheduler.model.access import Actor, Role
 from scheduler.model.quantity import DEFAULT_TENANT, SYSTEM_TENANT, TenantId, UtcSeconds
 from scheduler.model.view import TokenView
+from scheduler.service.identity import BROWSER_SESSION
 from scheduler.store.tables import tokens
 from scheduler.tokens import digest, new_token
 
@@ -101,6 +102,17 @@ def test_a_token_ends_when_it_expires_or_is_revoked(office: Office) -> None:
     assert _knows(office, "long") is None
     office.clock.advance(5)
     assert _revoke(office, lasting) == revoked
+
+
+def test_browser_sessions_end_with_a_token_of_their_principal(office: Office) -> None:
+    token = _create(office, secret="token")
+    for secret, name in (("session", "bob"), ("other", "eve")):
+        _create(office, secret=secret, name=name, read_only=True, description=BROWSER_SESSION)
+    _create(office, secret="script", read_only=True, description="a script of bob's")
+    _revoke(office, token)
+    assert _knows(office, "session") is None
+    assert _knows(office, "other") is not None
+    assert _knows(office, "script") is not None
 
 
 def test_tokens_of_one_principal_share_it_and_its_role(office: Office) -> None:

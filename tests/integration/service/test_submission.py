@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import func, select
 from support.builders import job_spec, node
-from support.usecases import LIMITS, ROOT, USER, Office, actor, document
+from support.store import document
+from support.usecases import LIMITS, ROOT, USER, Office, actor
 
 from scheduler import service
 from scheduler.errors import (

@@ -282,10 +282,11 @@ def test_a_failed_fsync_ends_the_store_for_good(
     assert "fsync" in str(lost)
     assert "unknown whether" in str(lost)
     assert all("stopped for good" in str(answer) for answer in refused)
-    assert [type(error) for error in told] == [DamagedStoreError]
     monkeypatch.undo()
     with pytest.raises(StorageError, match="stopped for good"):  # though the disk is well again
         sqlite_database.write_sync(_append)
+    sqlite_database.close()
+    assert [type(error) for error in told] == [DamagedStoreError]
     assert "stopped for good" in sqlite_database.trouble
 
 
@@ -301,10 +302,11 @@ def test_a_failure_between_commit_and_answer_ends_the_store(
     monkeypatch.setattr(failpoints, "hit", fail)
     with pytest.raises(failpoints.FailpointError):
         sqlite_database.write_sync(_append, failpoint="submit")
-    assert [type(error) for error in told] == [failpoints.FailpointError]
     assert sqlite_database.read_sync(_revisions) == [1]
     with pytest.raises(StorageError, match="stopped for good"):
         sqlite_database.write_sync(_append)
+    sqlite_database.close()
+    assert [type(error) for error in told] == [failpoints.FailpointError]
 
 
 def test_failpoints_frame_the_commit(
@@ -378,6 +380,26 @@ def test_a_lost_server_connection_is_told_and_replaced(tmp_path: Path, postgres_
 
     with pytest.raises(StorageError, match="does not answer"):
         database.write_sync(cut)
+    assert database.write_sync(_append) == 1
+    database.close()
+
+
+@pytest.mark.postgres
+def test_a_pause_inside_a_transaction_is_told_and_survived(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    settings = StoreSettings(
+        data_dir=tmp_path / "d", database_url=postgres_url, lease_ttl_s=0.2
+    )  # sessions are ended after 0.1 s idle in a transaction
+    database = Database.open(settings, clock=ManualClock())
+
+    def pause(tx: Transaction) -> None:
+        _append(tx)
+        threading.Event().wait(0.5)
+        _append(tx)
+
+    with pytest.raises(StorageError, match=r"paused inside a transaction|does not answer"):
+        database.write_sync(pause)
     assert database.write_sync(_append) == 1
     database.close()
 

@@ -1,32 +1,27 @@
 """`SqlExecutionStore` on both databases: what each observation does to a job and its books."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from support.builders import NOW, job_spec, node, placement, task_placement
+from support.builders import NOW, job_spec, placement, task_placement
 from support.clock import ManualClock
-from support.ledger import leaks, violations
+from support.ids import SequentialIds
+from support.one_job import BOTH, DONE, NODE, OneJob, later
 from support.store import (
-    attempt_rows,
     commit,
     exited,
-    history_of,
     insert_job,
-    job_row,
     phase,
-    rows,
     running,
 )
 
 from scheduler.errors import ConflictError, FencedError
-from scheduler.ids import SequentialIds
 from scheduler.model.execution import (
     AttemptObservation,
-    Intent,
     IntentKind,
     LaunchOrder,
     Outcome,
@@ -35,122 +30,18 @@ from scheduler.model.execution import (
     StopOrder,
 )
 from scheduler.model.lifecycle import EndCause, JobEvent, JobState
-from scheduler.model.quantity import AttemptId, IntentId, JobId, UtcSeconds
+from scheduler.model.quantity import AttemptId, IntentId, JobId
 from scheduler.store import tables
-from scheduler.store.attempts import stop_job
 from scheduler.store.database import Database, Transaction
 from scheduler.store.execution import SqlExecutionStore
 from scheduler.store.inventory import sync_nodes
 from scheduler.store.lease import acquire
 from scheduler.store.transitions import apply_event
 
-T = TypeVar("T")
-NODE = node("n0", gpus=2)
-DONE = Receipt(Outcome.DONE)
-BOTH = (IntentKind.LAUNCH, IntentKind.STOP)
-
-
-def later(seconds: float) -> UtcSeconds:
-    return UtcSeconds(NOW + seconds)
-
-
-@dataclass
-class World:
-    """One job `j-0`, driven through the store as the daemon would."""
-
-    database: Database
-    store: SqlExecutionStore
-    epoch: int
-    ids: SequentialIds
-
-    def run(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run(call)
-
-    def place(self) -> str:
-        """Place j-0 on the first GPU; its attempt."""
-
-        def write(tx: Transaction) -> str:
-            freed = [row.released_at for row in rows(tx, tables.allocations)]
-            now = UtcSeconds(max([job_row(tx, "j-0").eligible_at, *freed]))
-            place = placement("j-0", task_placement(NODE, (0,)))
-            report = commit(tx, [place], epoch=self.epoch, ids=self.ids, now=now)
-            assert report.placed == ("j-0",)
-            return str(attempt_rows(tx, "j-0")[-1].id)
-
-        return self.database.write_sync(write)
-
-    def claim(self, *kinds: IntentKind) -> list[Intent]:
-        return list(self.run(self.store.claim_intents(kinds or BOTH, 10, later(1))))
-
-    def settle(self, intent: Intent, receipt: Receipt = DONE) -> None:
-        self.run(self.store.settle(intent.id, receipt, later(2)))
-
-    def record(self, seen: AttemptObservation, at: float = 20) -> JobState | None:
-        return self.run(self.store.record(seen, later(at)))
-
-    def launch(self) -> str:
-        """Place, claim and settle; j-0 is LAUNCHING."""
-        attempt = self.place()
-        (intent,) = self.claim(IntentKind.LAUNCH)
-        self.settle(intent)
-        return attempt
-
-    def start(self) -> str:
-        attempt = self.launch()
-        assert self.record(running(attempt)) is JobState.RUNNING
-        return attempt
-
-    def stop(self, event: JobEvent, cause: EndCause, desired: str | None = None) -> None:
-        self.database.write_sync(
-            lambda tx: stop_job(
-                tx,
-                JobId("j-0"),
-                event,
-                cause=cause,
-                now=later(5),
-                ids=self.ids,
-                desired=desired,
-            )
-        )
-
-    def cancel(self) -> None:
-        self.stop(JobEvent.CANCEL, EndCause.CANCELLED, "stop")
-
-    @property
-    def job(self) -> Any:
-        return self.database.read_sync(lambda tx: job_row(tx, "j-0"))
-
-    @property
-    def attempt(self) -> Any:
-        return self.database.read_sync(lambda tx: attempt_rows(tx, "j-0")[-1])
-
-    @property
-    def history(self) -> list[str]:
-        return self.database.read_sync(lambda tx: history_of(tx, "j-0"))
-
-    def assert_sound(self) -> None:
-        found = self.database.read_sync(lambda tx: violations(tx.connection) + leaks(tx.connection))
-        assert found == []
-
-    def assert_all_free(self) -> None:
-        def check(tx: Transaction) -> None:
-            assert not any(row.live for row in rows(tx, tables.allocations))
-            assert not any(row.live for row in rows(tx, tables.attempts))
-            used = [(row.cpu_milli_used, row.memory_mib_used) for row in rows(tx, tables.nodes)]
-            assert used == [(0, 0)]
-            open_ones = [row for row in rows(tx, tables.intents) if row.state in OPEN]
-            assert open_ones == []
-
-        self.database.read_sync(check)
-        self.assert_sound()
-
-
-OPEN = ("pending", "claimed")
-
 
 @pytest.fixture
-def make(database: Database, ids: SequentialIds, clock: ManualClock) -> Callable[..., World]:
-    def build(**spec: Any) -> World:
+def make(database: Database, ids: SequentialIds, clock: ManualClock) -> Callable[..., OneJob]:
+    def build(**spec: Any) -> OneJob:
         def prepare(tx: Transaction) -> int:
             sync_nodes(tx, [NODE], now=clock.now())
             insert_job(tx, "j-0", job_spec(**spec))
@@ -166,12 +57,12 @@ def make(database: Database, ids: SequentialIds, clock: ManualClock) -> Callable
             requeue_backoff_s=4,
             requeue_backoff_max_s=7,
         )
-        return World(database, store, epoch, ids)
+        return OneJob(database, store, epoch, ids)
 
     return build
 
 
-Make = Callable[..., World]
+Make = Callable[..., OneJob]
 
 
 def test_a_job_runs_to_its_end(make: Make) -> None:

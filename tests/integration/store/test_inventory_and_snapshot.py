@@ -3,9 +3,9 @@ from dataclasses import replace
 
 from support.builders import NOW, gpu, job_spec, no_links, node, placement, task_placement
 from support.clock import ManualClock
+from support.ids import SequentialIds
 from support.store import commit, insert_job, job_row, rows
 
-from scheduler.ids import SequentialIds
 from scheduler.model.job import Topology
 from scheduler.model.lifecycle import EndCause, JobEvent
 from scheduler.model.node import Health, Node, PriceClass

@@ -1,14 +1,20 @@
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from support.builders import job_spec, node, placement, task_placement
 from support.clock import ManualClock
+from support.ids import SequentialIds
+from support.store import commit, insert_job
 
 from scheduler.errors import AlreadyRunningError, FencedError
 from scheduler.settings import StoreSettings
-from scheduler.store import lease
-from scheduler.store.database import Database
+from scheduler.store import lease, tables
+from scheduler.store.database import Database, Transaction
+from scheduler.store.inventory import sync_nodes
 
 TTL_S = 60.0
+NODE = node("n0", gpus=1)
 
 
 def test_each_lead_has_the_next_epoch(database: Database, clock: ManualClock) -> None:
@@ -36,6 +42,29 @@ def test_a_live_lease_keeps_others_out(database: Database, clock: ManualClock) -
     ):
         with pytest.raises(FencedError):
             database.write_sync(call)
+
+
+def test_live_attempts_keep_other_hosts_out(
+    sqlite_database: Database, clock: ManualClock, ids: SequentialIds
+) -> None:
+    database = sqlite_database
+
+    def prepare(tx: Transaction) -> None:
+        sync_nodes(tx, [NODE], now=clock.now())
+        insert_job(tx, "j-0", job_spec())
+        epoch = lease.acquire(tx, "box-a-1", 0.0, clock.now())
+        commit(tx, [placement("j-0", task_placement(NODE, (0,)))], epoch=epoch, ids=ids)
+
+    database.write_sync(lambda tx: lease.require_same_host(tx, "box-b-1"))  # nobody led before
+    database.write_sync(prepare)
+    for holder in ("box-a-1", "box-a-2"):
+        database.write_sync(lambda tx, holder=holder: lease.require_same_host(tx, holder))  # type: ignore[misc]
+    with pytest.raises(AlreadyRunningError, match="box-a-1 has 1 live attempts on its own host"):
+        database.write_sync(lambda tx: lease.require_same_host(tx, "box-b-1"))
+    database.write_sync(
+        lambda tx: tx.connection.execute(sa.update(tables.attempts).values(live=False))
+    )
+    database.write_sync(lambda tx: lease.require_same_host(tx, "box-b-1"))
 
 
 def test_an_expired_lease_may_be_taken(database: Database, clock: ManualClock) -> None:

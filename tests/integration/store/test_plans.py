@@ -2,6 +2,7 @@ import pytest
 import sqlalchemy as sa
 from support.builders import NOW, job_spec, node, placement, task_placement, virtual_node
 from support.clock import ManualClock
+from support.ids import SequentialIds
 from support.ledger import violations
 from support.store import (
     attempt_rows,
@@ -13,7 +14,6 @@ from support.store import (
 )
 
 from scheduler.errors import FencedError
-from scheduler.ids import SequentialIds
 from scheduler.model.execution import IntentKind
 from scheduler.model.lifecycle import EndCause, JobEvent
 from scheduler.model.plan import Eviction, Reason, ReasonCode, SolverReport, Waiting

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import structlog
+from support.clusters import DGX1_V100
 from support.nvml import (
     GPU_IS_LOST,
     NOT_SUPPORTED,
@@ -19,17 +20,6 @@ from scheduler.agent.inventory import HostInventory, NvmlInventory, local_invent
 from scheduler.agent.nvml import Fabric, RemappedRows
 from scheduler.model.node import Health
 from scheduler.model.ports import Inventory
-
-DGX1_V100 = (
-    (0, 1, 1, 2, 2, 0, 0, 0),
-    (1, 0, 2, 1, 0, 2, 0, 0),
-    (1, 2, 0, 2, 0, 0, 1, 0),
-    (2, 1, 2, 0, 0, 0, 0, 1),
-    (2, 0, 0, 0, 0, 1, 1, 2),
-    (0, 2, 0, 0, 1, 0, 2, 1),
-    (0, 0, 1, 0, 1, 2, 0, 2),
-    (0, 0, 0, 1, 2, 1, 2, 0),
-)
 
 
 def test_the_inventories_are_inventories() -> None:

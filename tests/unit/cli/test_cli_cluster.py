@@ -42,7 +42,8 @@ GPU = {
     "health": "unhealthy",
     "cordoned": False,
     "simulated": False,
-    "job_id": "j-1",
+    "in_use": True,
+    "job_id": None,
     "job_name": None,
     "version": 1,
 }
@@ -84,9 +85,9 @@ def test_nodes_show_use_and_whether_they_are_simulated() -> None:
     assert row == "box healthy cordoned simulated default 3/8 H100 1.5/64 1/2 10s"
 
 
-def test_gpus_show_their_holder_even_without_its_name() -> None:
+def test_gpus_in_use_are_told_apart_even_when_their_holder_is_not_ours() -> None:
     daemon = FakeDaemon().on("GET", "gpus", items(GPU))
-    assert rows(daemon.run("gpus").stdout)[1] == "box 0 H100 unhealthy 80 GPU-a j-1"
+    assert rows(daemon.run("gpus").stdout)[1] == "box 0 H100 unhealthy 80 GPU-a (another tenant's)"
     assert daemon.run("gpus", "-o", "name").stdout == "GPU-a\n"
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from support.clusters import shape
 
 from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape, Topology
@@ -45,39 +46,20 @@ def _node(
     )
 
 
-def _shape(
-    tasks: int = 1,
-    gpus: int = 1,
-    *,
-    cpu_milli: int = 1_000,
-    memory_mib: int = 1_024,
-    models: tuple[str, ...] = (),
-    topology: Topology = Topology.ANY,
-    pool: str | None = None,
-) -> JobShape:
-    return JobShape(
-        tasks,
-        Resources(gpus, cpu_milli, memory_mib),
-        models,
-        topology,
-        None if pool is None else PoolName(pool),
-    )
-
-
 CLUSTER = (_node("a"), _node("b"))
 
 
 def test_nothing_is_proved_without_nodes() -> None:
-    assert never_fits(_shape(tasks=1_000, gpus=64), ()) is None
+    assert never_fits(shape(tasks=1_000, gpus=64), ()) is None
 
 
 def test_health_cordons_and_use_do_not_count() -> None:
     sick = replace(CLUSTER[0], health=Health.UNHEALTHY, cordoned=True)
-    assert never_fits(_shape(gpus=8), [sick]) is None
+    assert never_fits(shape(gpus=8), [sick]) is None
 
 
 def test_a_task_larger_than_every_node_names_the_dimension_and_both_numbers() -> None:
-    reason = never_fits(_shape(gpus=16), CLUSTER)
+    reason = never_fits(shape(gpus=16), CLUSTER)
     assert reason is not None
     assert reason.code is ReasonCode.NEVER_FITS
     assert reason.message == "task asks 16 gpus; the largest node has 8 (dimension gpus)"
@@ -87,18 +69,18 @@ def test_a_task_larger_than_every_node_names_the_dimension_and_both_numbers() ->
 @pytest.mark.parametrize(
     ("shape", "dimension"),
     [
-        (_shape(cpu_milli=64_001), "cpu_milli"),
-        (_shape(memory_mib=512_001), "memory_mib"),
-        (_shape(gpus=0, cpu_milli=64_001), "cpu_milli"),
-        (_shape(gpus=8, models=("H200", "A100")), "gpus"),
-        (_shape(pool="gold"), "nodes"),
-        (_shape(tasks=3, gpus=8), "gpus"),
-        (_shape(tasks=5, gpus=5), "gpus"),
-        (_shape(tasks=3, gpus=0, cpu_milli=40_000), "cpu_milli"),
-        (_shape(tasks=3, gpus=0, memory_mib=300_000), "memory_mib"),
-        (_shape(tasks=2, gpus=8, topology=Topology.SAME_NODE), "gpus"),
-        (_shape(tasks=2, gpus=1, cpu_milli=40_000, topology=Topology.SAME_NODE), "cpu_milli"),
-        (_shape(tasks=9, gpus=1, topology=Topology.SAME_NVLINK), "gpus"),
+        (shape(cpu_milli=64_001), "cpu_milli"),
+        (shape(memory_mib=512_001), "memory_mib"),
+        (shape(gpus=0, cpu_milli=64_001), "cpu_milli"),
+        (shape(gpus=8, models=("H200", "A100")), "gpus"),
+        (shape(pool="gold"), "nodes"),
+        (shape(tasks=3, gpus=8), "gpus"),
+        (shape(tasks=5, gpus=5), "gpus"),
+        (shape(tasks=3, gpus=0, cpu_milli=40_000), "cpu_milli"),
+        (shape(tasks=3, gpus=0, memory_mib=300_000), "memory_mib"),
+        (shape(tasks=2, gpus=8, topology=Topology.SAME_NODE), "gpus"),
+        (shape(tasks=2, gpus=1, cpu_milli=40_000, topology=Topology.SAME_NODE), "cpu_milli"),
+        (shape(tasks=9, gpus=1, topology=Topology.SAME_NVLINK), "gpus"),
     ],
 )
 def test_the_limiting_dimension_is_named(shape: JobShape, dimension: str) -> None:
@@ -111,14 +93,14 @@ def test_the_limiting_dimension_is_named(shape: JobShape, dimension: str) -> Non
 @pytest.mark.parametrize(
     "shape",
     [
-        _shape(tasks=2, gpus=8),
-        _shape(tasks=16, gpus=1),
-        _shape(gpus=0, cpu_milli=64_000, memory_mib=512_000),
-        _shape(tasks=8, gpus=1, topology=Topology.SAME_NODE),
-        _shape(tasks=2, gpus=4, topology=Topology.SAME_NVLINK),
-        _shape(tasks=2, gpus=8, topology=Topology.PREFER_SAME_NODE),
-        _shape(gpus=8, models=("H200", "H100")),
-        _shape(tasks=1, gpus=0, cpu_milli=0, memory_mib=0),
+        shape(tasks=2, gpus=8),
+        shape(tasks=16, gpus=1),
+        shape(gpus=0, cpu_milli=64_000, memory_mib=512_000),
+        shape(tasks=8, gpus=1, topology=Topology.SAME_NODE),
+        shape(tasks=2, gpus=4, topology=Topology.SAME_NVLINK),
+        shape(tasks=2, gpus=8, topology=Topology.PREFER_SAME_NODE),
+        shape(gpus=8, models=("H200", "H100")),
+        shape(tasks=1, gpus=0, cpu_milli=0, memory_mib=0),
     ],
 )
 def test_what_an_empty_cluster_can_hold_is_not_refused(shape: JobShape) -> None:
@@ -127,7 +109,7 @@ def test_what_an_empty_cluster_can_hold_is_not_refused(shape: JobShape) -> None:
 
 def test_dimensions_that_fit_only_on_different_nodes_do_not_add_up() -> None:
     nodes = [_node("gpu", 8, cpu_milli=16_000), _node("cpu", 0, cpu_milli=128_000)]
-    reason = never_fits(_shape(gpus=8, cpu_milli=64_000), nodes)
+    reason = never_fits(shape(gpus=8, cpu_milli=64_000), nodes)
     assert reason is not None
     assert reason.dimension == "cpu_milli"
     assert "that has enough gpus has 16000" in reason.message
@@ -135,44 +117,44 @@ def test_dimensions_that_fit_only_on_different_nodes_do_not_add_up() -> None:
 
 def test_tasks_that_fit_dimension_by_dimension_but_not_together_lack_nodes() -> None:
     nodes = [_node("wide", 8, cpu_milli=8_000), _node("slim", 2, cpu_milli=64_000)]
-    reason = never_fits(_shape(tasks=4, gpus=2, cpu_milli=8_000), nodes)
+    reason = never_fits(shape(tasks=4, gpus=2, cpu_milli=8_000), nodes)
     assert reason is not None
     assert (reason.dimension, reason.need, reason.free) == ("nodes", 4, 2)
 
 
 def test_same_nvlink_is_judged_by_the_largest_island() -> None:
     split = [_node("a", 8, links=_links([4, 4]))]
-    assert never_fits(_shape(tasks=4, topology=Topology.SAME_NVLINK), split) is None
-    reason = never_fits(_shape(tasks=5, topology=Topology.SAME_NVLINK), split)
+    assert never_fits(shape(tasks=4, topology=Topology.SAME_NVLINK), split) is None
+    reason = never_fits(shape(tasks=5, topology=Topology.SAME_NVLINK), split)
     assert reason is not None
     assert reason.largest_block == 4
     assert "NVLink domain" in reason.message
-    assert never_fits(_shape(tasks=5, topology=Topology.SAME_NODE), split) is None
+    assert never_fits(shape(tasks=5, topology=Topology.SAME_NODE), split) is None
 
 
 def test_without_link_data_each_gpu_is_an_island() -> None:
     plain = [_node("a", 8, links=NO_LINKS)]
-    assert never_fits(_shape(tasks=1, topology=Topology.SAME_NVLINK), plain) is None
-    assert never_fits(_shape(tasks=2, topology=Topology.SAME_NVLINK), plain) is not None
+    assert never_fits(shape(tasks=1, topology=Topology.SAME_NVLINK), plain) is None
+    assert never_fits(shape(tasks=2, topology=Topology.SAME_NVLINK), plain) is not None
     without = [_node("a", 0, links=NO_LINKS)]
-    assert never_fits(_shape(tasks=2, gpus=0, topology=Topology.SAME_NVLINK), without) is None
-    reason = never_fits(_shape(tasks=2, topology=Topology.SAME_NVLINK), without)
+    assert never_fits(shape(tasks=2, gpus=0, topology=Topology.SAME_NVLINK), without) is None
+    reason = never_fits(shape(tasks=2, topology=Topology.SAME_NVLINK), without)
     assert reason is not None
     assert reason.dimension == "gpus"
 
 
 def test_same_rack_counts_one_rack_and_never_joins_unknown_ones() -> None:
     racked = [_node("a", rack="r1"), _node("b", rack="r1"), _node("c", rack="r2")]
-    assert never_fits(_shape(tasks=2, gpus=8, topology=Topology.SAME_RACK), racked) is None
-    three = never_fits(_shape(tasks=3, gpus=8, topology=Topology.SAME_RACK), racked)
+    assert never_fits(shape(tasks=2, gpus=8, topology=Topology.SAME_RACK), racked) is None
+    three = never_fits(shape(tasks=3, gpus=8, topology=Topology.SAME_RACK), racked)
     assert three is not None
     assert "one rack can hold 2" in three.message
-    assert never_fits(_shape(tasks=2, gpus=8, topology=Topology.SAME_RACK), CLUSTER) is not None
+    assert never_fits(shape(tasks=2, gpus=8, topology=Topology.SAME_RACK), CLUSTER) is not None
 
 
 def test_a_pool_hides_the_other_nodes() -> None:
     nodes = [_node("a", 8), _node("g", 2, pool="gold")]
-    assert never_fits(_shape(gpus=2, pool="gold"), nodes) is None
-    reason = never_fits(_shape(gpus=8, pool="gold"), nodes)
+    assert never_fits(shape(gpus=2, pool="gold"), nodes) is None
+    reason = never_fits(shape(gpus=8, pool="gold"), nodes)
     assert reason is not None
     assert reason.largest_block == 2

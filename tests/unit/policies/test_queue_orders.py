@@ -4,8 +4,9 @@ import pytest
 from support.clusters import NOW, make_job, shape
 
 from policies.fifo import Fifo
-from policies.priority_age import VALUE_MAX, VALUE_MIN, PriorityAge, gpu_equivalents, value_of
+from policies.priority_age import VALUE_MAX, VALUE_MIN, PriorityAge, gpu_equivalents
 from policies.registry import ORDERS, order_named
+from scheduler.model.job import WaitingJob
 from scheduler.model.quantity import Resources, UtcSeconds
 
 
@@ -26,6 +27,11 @@ def test_jobs_in_backoff_are_left_out(order: PriorityAge | Fifo) -> None:
     waits = make_job("waits", shape(), eligible_at=NOW + 0.1)
     ready = make_job("ready", shape(), eligible_at=NOW)
     assert [entry.job for entry in order.order([waits, ready], NOW)] == [ready]
+
+
+def value_of(job: WaitingJob, now: UtcSeconds) -> float:
+    (entry,) = PriorityAge().order([job], now)
+    return entry.value
 
 
 def test_value_rises_with_priority_size_and_age() -> None:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.ids import SequentialIds
 
 from scheduler import failpoints
 from scheduler.clock import iso
-from scheduler.ids import SequentialIds, SystemIds
+from scheduler.ids import SystemIds
 from scheduler.model.quantity import UtcSeconds
 
 

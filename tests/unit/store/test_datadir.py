@@ -33,6 +33,13 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
         DataDirectory(tmp_path / "file")
 
 
+def test_a_directory_that_cannot_be_locked_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "lock").mkdir()  # as good as a read-only directory, but root may not write either
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        DataDirectory(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "lustre"])
 def test_network_filesystems_are_refused(tmp_path: Path, kind: str) -> None:
     point = tmp_path / "with space"

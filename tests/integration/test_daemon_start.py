@@ -1,0 +1,22 @@
+"""What a daemon says when it cannot start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scheduler.agent.inventory import local_inventory
+from scheduler.daemon import Daemon
+from scheduler.errors import ConfigurationError
+from scheduler.settings import ApiSettings, Settings, StoreSettings
+
+
+def test_a_data_directory_it_cannot_write_is_named(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir(mode=0o700)
+    (data_dir / "identity").mkdir()  # not even root can write a file there
+    settings = Settings(store=StoreSettings(data_dir=data_dir), api=ApiSettings(port=0))
+    for _ in range(2):  # the lock was given back: the second says the same
+        with pytest.raises(ConfigurationError, match="cannot be used: .*identity"):
+            Daemon(settings, local_inventory("1x1:H100"))

@@ -77,7 +77,7 @@ def _end_at_once(error: BaseException) -> None:
 
 
 def end_with_any_thread() -> None:
-    """From now on a thread that dies of a bug ends the process: nothing goes on with a dead part."""
+    """From now on a thread that dies of a bug ends the process: no part is missed silently."""
 
     def ended(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
@@ -131,6 +131,13 @@ def bind(api: ApiSettings) -> socket.socket:
     return listener
 
 
+def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"the data directory {data_dir} cannot be used: {error}",
+        hint="it must be writable for the user who runs the daemon, and have room",
+    )
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: the daemon has one order of shutting down."""
 
@@ -175,10 +182,7 @@ class Daemon:
             self._open()
         except OSError as error:
             self.database.close()
-            raise ConfigurationError(
-                f"the data directory {settings.store.data_dir} cannot be used: {error}",
-                hint="it must be writable for the user who runs the daemon, and have room",
-            ) from error
+            raise _unusable(settings.store.data_dir, error) from error
         except BaseException:
             self.database.close()
             raise
@@ -401,8 +405,11 @@ class Daemon:
         )
         path = endpoint.data_dir / "endpoint.json"
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"url": endpoint.url, "pid": os.getpid()}))
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps({"url": endpoint.url, "pid": os.getpid()}))
+            partial.replace(path)
+        except OSError as error:
+            raise _unusable(endpoint.data_dir, error) from error
         ready(endpoint)
 
     async def _keep_inventory(self) -> None:

@@ -154,6 +154,8 @@ class StorageError(HaversackError):
 class DamagedStoreError(StorageError):
     """The disk may not hold what was written; only a fresh start can tell what it does hold."""
 
+    code = "storage-damaged"
+
 
 class FencedError(HaversackError):
     """A newer leader epoch exists; this process must stop acting."""

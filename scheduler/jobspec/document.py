@@ -158,7 +158,7 @@ def _only(supported: str, what: str) -> AfterValidator:
 
     def refuse(value: str) -> str:
         if value != supported:
-            raise ValueError(f"not yet supported: {what}; only {supported!r} is for now")
+            raise ValueError(f"not yet supported: {what}; only {supported!r} works for now")
         return value
 
     return AfterValidator(refuse)

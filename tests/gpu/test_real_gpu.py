@@ -29,8 +29,8 @@ QUIET = {
 }
 
 
-@pytest.fixture(scope="module")
-def idle() -> dict[str, nvidia.Occupancy]:
+@pytest.fixture
+def idle(alone: None) -> dict[str, nvidia.Occupancy]:
     """The GPUs' use before anything of ours ran."""
     nvidia.nvidia_smi("-L")  # skips without a GPU
     return nvidia.occupancy()
@@ -60,7 +60,7 @@ def end_all(client: httpx.Client) -> None:
     wait_for_states(client, [job["id"] for job in jobs])
 
 
-def ddp(*, tasks: int, gpus: int, seconds: float) -> dict[str, object]:
+def ddp(*, tasks: int, gpus: int, seconds: float, grace_s: float = 30.0) -> dict[str, object]:
     """The guide's example, which first tells what GPUs it was given."""
     document = job_document(
         "ddp",
@@ -69,7 +69,7 @@ def ddp(*, tasks: int, gpus: int, seconds: float) -> dict[str, object]:
         gpus=gpus,
         launcher="torch",
         workdir=str(EXAMPLES),
-        checkpoint={"signal": "SIGTERM", "grace_s": 30},
+        checkpoint={"signal": "SIGTERM", "grace_s": grace_s},
     )
     spec = document["spec"]
     assert isinstance(spec, dict)
@@ -153,7 +153,7 @@ def test_the_gang_ends_when_one_rank_is_killed(
     client: httpx.Client, idle: dict[str, nvidia.Occupancy]
 ) -> None:
     """The other ranks hang in a collective then; they must not hold their GPUs."""
-    job = submit(client, ddp(tasks=len(idle), gpus=1, seconds=600))
+    job = submit(client, ddp(tasks=len(idle), gpus=1, seconds=600, grace_s=5))
     wait_until_training(client, job)
     victim = max(
         int(path.parent.name)

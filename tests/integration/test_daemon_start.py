@@ -18,5 +18,5 @@ def test_a_data_directory_it_cannot_write_is_named(tmp_path: Path) -> None:
     (data_dir / "identity").mkdir()  # not even root can write a file there
     settings = Settings(store=StoreSettings(data_dir=data_dir), api=ApiSettings(port=0))
     for _ in range(2):  # the lock was given back: the second says the same
-        with pytest.raises(ConfigurationError, match="cannot be used: .*identity"):
+        with pytest.raises(ConfigurationError, match=r"cannot be used: .*identity"):
             Daemon(settings, local_inventory("1x1:H100"))

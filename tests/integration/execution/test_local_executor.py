@@ -82,15 +82,6 @@ def test_a_rank_killed_by_a_signal_is_the_users_failure(executor: LocalExecutor)
     assert "SIGSEGV" in seen.message
 
 
-def test_signals_that_the_daemon_ignores_still_reach_a_rank(executor: LocalExecutor) -> None:
-    before = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-    try:
-        executor.launch(launch_order("sh", "-c", "trap 'exit 9' QUIT; kill -QUIT $$; exit 0"))
-    finally:
-        signal.signal(signal.SIGQUIT, before)
-    assert wait_for(executor, attempt()).first_failure == RankExit(0, 9, None)
-
-
 def test_a_command_that_is_not_there_is_told_clearly(
     executor: LocalExecutor, data_dir: Path
 ) -> None:

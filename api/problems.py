@@ -13,6 +13,7 @@ from api.schemas import FieldProblemOut, ProblemOut
 from scheduler.errors import (
     BusyError,
     ConflictError,
+    DamagedStoreError,
     FencedError,
     FieldProblem,
     ForbiddenError,
@@ -44,6 +45,7 @@ _STATUS: dict[type[HaversackError], tuple[HTTPStatus, str]] = {
     OverloadedError: (HTTPStatus.TOO_MANY_REQUESTS, "A limit was reached"),
     BusyError: (HTTPStatus.SERVICE_UNAVAILABLE, "The daemon is busy"),
     StorageError: (HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be used now"),
+    DamagedStoreError: (HTTPStatus.SERVICE_UNAVAILABLE, "The store has failed"),
     FencedError: (HTTPStatus.SERVICE_UNAVAILABLE, "Another leader has taken over"),
 }
 _BY_CODE = {kind.code: kind for kind in _STATUS}

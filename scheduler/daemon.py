@@ -90,6 +90,7 @@ def end_with_any_thread() -> None:
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHUTDOWN_S = 20
+BACKLOG = 2048
 INVENTORY_EVERY_S = 30.0
 
 
@@ -122,6 +123,7 @@ def bind(api: ApiSettings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((api.host, api.port))
+        listener.listen(BACKLOG)  # with SO_REUSEADDR only this keeps a second daemon off the port
     except OSError as error:
         listener.close()
         raise ConfigurationError(

@@ -269,7 +269,7 @@ class Reconciler:
         self._passed_s = self._clock.monotonic_s()
 
     async def _perform(self, action: Action) -> None:
-        if action.kind not in (ActionKind.RECORD, ActionKind.FORGET):
+        if action.kind in (ActionKind.ABANDON, ActionKind.KILL_STRAY):
             log.warning("mending a difference", action=action.kind, attempt=action.attempt_id)
         match action.kind:
             case ActionKind.RECORD:

@@ -135,8 +135,8 @@ class Watcher:
         """One look; on trouble another one later, so that no fact is lost."""
         try:
             if attempt_id not in self._watched:
-                self._watched.add(attempt_id)
                 await self._thread(self._executor.watch, attempt_id, self._changed)
+                self._watched.add(attempt_id)
             seen = await self._thread(self._executor.observe, attempt_id)
             await self._take_in(seen)
         except FencedError as error:

@@ -24,7 +24,12 @@ from scheduler.execution.local.files import (
     live_attempts,
 )
 from scheduler.execution.local.notices import Notices
-from scheduler.execution.local.observation import ended, exit_observation, started_at
+from scheduler.execution.local.observation import (
+    ended,
+    exit_observation,
+    rank_leaders,
+    started_at,
+)
 from scheduler.model.execution import (
     AttemptObservation,
     LaunchOrder,
@@ -314,20 +319,20 @@ class LocalExecutor:
         message = "the launcher was killed; nothing of the attempt is left"
         if dead.boot_id != process.boot_id():
             message = "the host was rebooted"
-        elif left := _kill_marked(folder.attempt_id):
+        elif left := _kill_marked(folder.attempt_id, rank_leaders(folder, dead.boot_id)):
             return Phase.UNKNOWN, f"the launcher is dead, its processes are not: {left}"
         folder.write("vanished.json", {"message": message})
         return Phase.VANISHED, message
 
 
-def _kill_marked(attempt_id: str) -> str:
-    """Kill every process that carries the attempt's mark; the pids that would not die, or none.
+def _kill_marked(attempt_id: str, leaders: Sequence[process.Identity] = ()) -> str:
+    """Kill every process known to be the attempt's; the pids that would not die, or none.
 
     Two empty looks in a row are the proof: a fork may slip past one.
     """
     empty_looks = 0
     for _ in range(_KILL_ROUNDS):
-        left = process.marked(attempt_id)
+        left = process.marked(attempt_id, leaders)
         empty_looks = 0 if left else empty_looks + 1
         if empty_looks == _EMPTY_LOOKS:
             return ""

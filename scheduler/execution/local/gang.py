@@ -37,11 +37,12 @@ def failpoint(name: str) -> None:
 class Rank:
     """A started rank: its process, its output, and how it ended."""
 
-    __slots__ = ("ended", "log", "output", "pid", "rank", "status")
+    __slots__ = ("ended", "log", "output", "pid", "rank", "start_ticks", "status")
 
     def __init__(self, rank: int, pid: int, output: int, log: CappedLog) -> None:
         self.rank = rank
         self.pid = pid
+        self.start_ticks = process.identity_of(pid).start_ticks  # not reaped yet: it has one
         self.output = output
         self.log = log
         self.ended = False
@@ -156,7 +157,7 @@ class Gang:
     def _store_start(self) -> None:
         record: dict[str, object] = {
             "started_at": self._at(self._started_s),
-            "pids": {str(rank.rank): rank.pid for rank in self._ranks},
+            "leaders": [[rank.pid, rank.start_ticks] for rank in self._ranks],
         }
         try:
             self._folder.write("started.json", record)

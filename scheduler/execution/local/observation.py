@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from scheduler.execution.local.files import AttemptFolder
+from scheduler.execution.local.process import Identity
 from scheduler.model.execution import AttemptObservation, Phase, RankExit
 from scheduler.model.lifecycle import EndCause
 from scheduler.model.quantity import AttemptId, UtcSeconds
@@ -24,6 +25,17 @@ def started_at(folder: AttemptFolder) -> UtcSeconds | None:
     """
     record = folder.read("started.json")
     return None if record is None else _instant(record, "started_at")
+
+
+def rank_leaders(folder: AttemptFolder, boot: str) -> list[Identity]:
+    """The ranks, each the leader of its own session; none before the start was recorded.
+
+    Raises:
+        OSError, ValueError: the record is there and cannot be read.
+    """
+    record = folder.read("started.json") or {}
+    leaders = cast("list[list[int]]", record.get("leaders", []))
+    return [Identity(pid, start_ticks, boot) for pid, start_ticks in leaders]
 
 
 def exit_observation(attempt_id: AttemptId, record: Mapping[str, object]) -> AttemptObservation:

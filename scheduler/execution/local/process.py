@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Sequence
 
 MARKER = "HAVERSACK_ATTEMPT_ID"
 """Environment variable by which every process of an attempt is found again."""
@@ -16,7 +17,12 @@ MARKER = "HAVERSACK_ATTEMPT_ID"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
-_STATE, _PARENT, _START_TICKS = 0, 1, 19  # positions after the command name in /proc/<pid>/stat
+_STATE, _PARENT, _SESSION, _START_TICKS = (
+    0,
+    1,
+    3,
+    19,
+)  # positions after the command name in /proc/<pid>/stat
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -53,11 +59,14 @@ def forbid_new_privileges() -> None:
 class Stat:
     """The fields of /proc/<pid>/stat that tell who a process is."""
 
-    __slots__ = ("parent", "pid", "start_ticks", "zombie")
+    __slots__ = ("parent", "pid", "session", "start_ticks", "zombie")
 
-    def __init__(self, pid: int, parent: int, start_ticks: int, *, zombie: bool) -> None:
+    def __init__(
+        self, pid: int, parent: int, session: int, start_ticks: int, *, zombie: bool
+    ) -> None:
         self.pid = pid
         self.parent = parent
+        self.session = session
         self.start_ticks = start_ticks
         self.zombie = zombie
 
@@ -73,6 +82,7 @@ def stat(pid: int) -> Stat | None:
     return Stat(
         pid,
         int(fields[_PARENT]),
+        int(fields[_SESSION]),
         int(fields[_START_TICKS]),
         zombie=fields[_STATE] in (b"Z", b"X"),
     )
@@ -176,26 +186,45 @@ def descendants(root: int) -> list[Identity]:
     return below
 
 
-def marked(attempt_id: str) -> list[Identity]:
-    """Every living process whose environment at its start named this attempt. One pass over /proc.
+def marked(attempt_id: str, leaders: Sequence[Identity] = ()) -> list[Identity]:
+    """Every living process that belongs to the attempt by its environment or its session.
 
+    One pass over /proc. A process that cleaned its environment is still known by its session; one
+    that also left the session is not found (only the launcher, while it lives, holds on to it).
     Processes of other users are not readable and not ours: ranks cannot change their user.
+
+    Args:
+        attempt_id: named by the environment the ranks were started with.
+        leaders: the ranks, each the leader of its own session.
     """
     wanted = f"{MARKER}={attempt_id}".encode()
     boot = boot_id()
+    sessions = {leader.pid for leader in leaders if not _recycled(leader)}
     found: list[Identity] = []
     for pid in _pids():
-        try:
-            with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # noqa: PTH123
-                environment = file.readall()
-        except OSError:  # gone meanwhile, or not ours to read
-            continue
-        if wanted not in environment.split(b"\0"):
-            continue
         known = stat(pid)
-        if known is not None and not known.zombie:
+        if known is None or known.zombie:
+            continue
+        if known.session in sessions or wanted in _environment(pid):
             found.append(Identity(pid, known.start_ticks, boot))
     return found
+
+
+def _recycled(leader: Identity) -> bool:
+    """Whether the pid went to a later process: then nothing of the old session is left.
+
+    The kernel gives a pid away again only when no process has it as its session.
+    """
+    found = stat(leader.pid)
+    return found is not None and found.start_ticks != leader.start_ticks
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # noqa: PTH123
+            return file.readall().split(b"\0")
+    except OSError:  # gone meanwhile, or not ours to read
+        return []
 
 
 def kill_all(identities: list[Identity]) -> None:

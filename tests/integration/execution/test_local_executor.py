@@ -263,6 +263,20 @@ def test_a_killed_launcher_takes_its_gang_along(executor: LocalExecutor, data_di
     assert executor.observe(attempt()).phase is Phase.VANISHED
 
 
+def test_a_killed_launcher_takes_along_what_cleaned_its_environment(
+    executor: LocalExecutor, data_dir: Path
+) -> None:
+    script = "env -i sleep 600 & echo $! ready; wait"
+    executor.launch(launch_order("sh", "-c", script))
+    wait_until(lambda: "ready" in log_of(data_dir, 0), "the child runs")
+    wait_for(executor, attempt(), RUNNING)
+    child = process.identity_of(int(log_of(data_dir, 0).split()[0]))
+    wait_until(lambda: child not in process.marked(attempt()), "it shed its mark")
+    os.kill(launcher_of(data_dir).pid, signal.SIGKILL)
+    assert wait_for(executor, attempt()).phase is Phase.VANISHED
+    assert not child.alive()
+
+
 def test_a_signal_from_elsewhere_is_no_fault_of_the_job(
     executor: LocalExecutor, data_dir: Path
 ) -> None:

@@ -42,6 +42,7 @@ const T = {
     title: "Last decision",
     none: "Nothing has been decided yet.",
     optimal: "Proven optimal",
+    front: (skipped) => `, for the front of the queue (${skipped} jobs further back not looked at)`,
     gap: (percent) => `Within ${percent} of the best possible`,
     value: "Value", bound: "Proven bound", gapLabel: "Gap", when: "When",
     ago: (age, ms) => `${age} ago, in ${ms} ms`,
@@ -221,9 +222,11 @@ function drawDecision({ decision }) {
     return;
   }
   const fact = (label, value) => [el("dt", {}, label), el("dd", {}, value)];
+  const skipped = decision.document?.solver?.skipped ?? 0;
+  const proof = decision.gap === 0 ? T.decision.optimal : T.decision.gap(percent(decision.gap));
   const share = decision.bound > 0 ? Math.min(1, decision.value / decision.bound) : 1;
   at("decision").replaceChildren(
-    el("p", { class: "proof" }, decision.gap === 0 ? T.decision.optimal : T.decision.gap(percent(decision.gap))),
+    el("p", { class: "proof" }, skipped ? proof + T.decision.front(skipped) : proof),
     el("meter", { min: "0", max: "1", value: String(share), "aria-label": T.decision.meter }),
     el(
       "dl",

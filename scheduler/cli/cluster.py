@@ -258,13 +258,21 @@ def decisions(
         hint(f"the newest {limit}; more with --limit")
 
 
+def _reach(decision: Record) -> str:
+    """What the bound speaks of."""
+    skipped = decision["document"]["solver"].get("skipped", 0)
+    if skipped:
+        return f"for the front of the queue; {skipped} jobs further back were not looked at"
+    return "nothing better than this exists"
+
+
 def _decision_text(one: Record) -> str:
     head = fields(
         [
             ("Id", one["id"]),
             ("At", one["at"]),
             ("Value", f"{one['value']:.6g}"),
-            ("Bound", f"{one['bound']:.6g} (nothing better than this exists)"),
+            ("Bound", f"{one['bound']:.6g} ({_reach(one)})"),
             ("Gap", f"{one['gap']:.3%}"),
             ("Placed", one["placed"]),
             ("Refused", one["refused"]),

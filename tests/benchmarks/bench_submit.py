@@ -127,6 +127,13 @@ def submit(daemon: DaemonProcess, folder: Path, *, seconds: int, pause_ms: int) 
     )
 
 
+def _wait_for_the_last_jobs(data_dir: Path) -> None:
+    """Jobs outlive their daemon: leave nothing running behind."""
+    attempts = [data_dir / "attempts" / mark.name for mark in (data_dir / "live").iterdir()]
+    while not all((attempt / "exit.json").exists() for attempt in attempts):
+        time.sleep(0.1)
+
+
 def main() -> int:
     """Run the benchmark; 0 when both thresholds hold at the paced load."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -146,7 +153,7 @@ def main() -> int:
             waiting = sum(q["waiting"] for q in client.get("/api/v1/queues").json()["items"])
             metrics = client.get("/metrics").text
         daemon.stop()
-        time.sleep(JOB_S + 1)  # the last jobs outlive their daemon: let them end
+        _wait_for_the_last_jobs(folder / "data")
     finally:
         daemon.kill()
     sys.stdout.write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ ENDED = frozenset({Phase.EXITED, Phase.VANISHED, Phase.ABSENT})
 
 
 def attempt(number: int = 1) -> AttemptId:
-    return AttemptId(f"a-{number:016d}")
+    """An attempt id of this test process alone: the host's processes are told apart by it."""
+    return AttemptId(f"a-{os.getpid():010d}{number:06d}")
 
 
 def launch_order(

@@ -115,12 +115,17 @@ def test_decisions_tell_value_bound_and_gap() -> None:
     daemon = (
         FakeDaemon()
         .on("GET", "decisions", items(DECISION))
-        .on("GET", "decisions/d-1", ok({**DECISION, "document": {"solver": "HiGHS"}}))
+        .on(
+            "GET",
+            "decisions/d-1",
+            ok({**DECISION, "document": {"solver": {"stage": "milp", "skipped": 7}}}),
+        )
     )
     assert rows(daemon.run("decisions").stdout)[1] == "d-1 2 0 1 99.5 100 0.50% 3.2 10s"
     text = daemon.run("decisions", "d-1").stdout
     assert "0.500%" in text
-    assert '"solver": "HiGHS"' in text
+    assert '"stage": "milp"' in text
+    assert "7 jobs further back were not looked at" in text
 
 
 EVENT = {

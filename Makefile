@@ -24,7 +24,7 @@ venv: .venv/.ready ## build .venv with Haversack and the tools to develop it
 demo: .venv/.torch ## start a daemon, run one torch.distributed job, show the decision
 	$(BIN)/python docs/guide/demo.py
 
-test: .venv/.ready ## everything: lint, types, layers, all tests
+test: .venv/.ready .venv/.torch-at-hand ## everything: lint, types, layers, all tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(TESTED)
 	$(BIN)/lint-imports
@@ -64,12 +64,20 @@ clean: ## remove .venv, caches and build products; data directories stay
 	@touch $@
 
 # A torch wheel that pip's own find-links already offers is taken as it is (mostly a small CPU
-# build); only without one is torch downloaded.
-.venv/.torch: .venv/.ready
-	@mkdir -p .cache
-	@if $(PIP) install --dry-run --ignore-installed --no-deps --no-index --report .cache/torch.json 'torch>=2.6,<3' >/dev/null 2>&1; then \
-	  $(BIN)/python -c 'import json; found = json.load(open(".cache/torch.json")); print("torch==" + found["install"][0]["metadata"]["version"])' > .cache/torch.txt; \
-	else : > .cache/torch.txt; fi
-	@echo "installing torch (once): $$(cat .cache/torch.txt)"
-	$(PIP) install --editable '.[dev,torch]' --constraint .cache/torch.txt
+# build); only without one is torch downloaded, and only for the demo: tests then skip what needs it.
+FIND_TORCH = $(PIP) install --dry-run --ignore-installed --no-deps --no-index --report .cache/torch.json 'torch>=2.6,<3' >/dev/null 2>&1
+INSTALL_TORCH = $(PIP) install --editable '.[dev,torch]' --constraint .cache/torch.txt && touch .venv/.torch
+
+.venv/.torch-at-hand: .cache/torch.txt
+	@if [ -s .cache/torch.txt ]; then echo "installing $$(cat .cache/torch.txt) (once)"; $(INSTALL_TORCH); fi
 	@touch $@
+
+.venv/.torch: .cache/torch.txt
+	@echo "installing torch (once): $$(cat .cache/torch.txt)"
+	$(INSTALL_TORCH)
+
+.cache/torch.txt: .venv/.ready
+	@mkdir -p .cache
+	@if $(FIND_TORCH); then \
+	  $(BIN)/python -c 'import json; found = json.load(open(".cache/torch.json")); print("torch==" + found["install"][0]["metadata"]["version"])' > $@; \
+	else : > $@; fi

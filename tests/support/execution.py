@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from scheduler.execution.local import process
 from scheduler.execution.local.executor import LocalExecutor
+from scheduler.execution.local.files import AttemptFolder
 from scheduler.model.execution import (
     AttemptObservation,
     LaunchOrder,
@@ -111,3 +113,16 @@ def wait_for(
         f"{attempt_id} in {sorted(phases)}",
     )
     return executor.observe(attempt_id)
+
+
+def log_of(data_dir: Path, rank: int = 0, attempt_id: AttemptId | None = None) -> str:
+    folder = data_dir / "attempts" / (attempt() if attempt_id is None else attempt_id)
+    path = folder / f"rank-{rank}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def launcher_of(data_dir: Path) -> process.Identity:
+    claim = AttemptFolder(str(data_dir), attempt()).claim()
+    assert claim is not None
+    assert claim.launcher is not None
+    return claim.launcher

@@ -14,7 +14,9 @@ import pytest
 from support.execution import (
     attempt,
     launch_order,
+    launcher_of,
     local_executor,
+    log_of,
     stop_order,
     wait_for,
     wait_until,
@@ -32,21 +34,8 @@ from scheduler.model.quantity import AttemptId
 RUNNING = frozenset({Phase.RUNNING})
 
 
-def log_of(data_dir: Path, rank: int = 0, attempt_id: AttemptId | None = None) -> str:
-    folder = data_dir / "attempts" / (attempt() if attempt_id is None else attempt_id)
-    path = folder / f"rank-{rank}.log"
-    return path.read_text() if path.exists() else ""
-
-
 def printed(data_dir: Path, rank: int, attempt_id: AttemptId) -> bool:
     return "\n" in log_of(data_dir, rank, attempt_id)
-
-
-def launcher_of(data_dir: Path) -> process.Identity:
-    claim = AttemptFolder(str(data_dir), attempt()).claim()
-    assert claim is not None
-    assert claim.launcher is not None
-    return claim.launcher
 
 
 def test_a_gang_runs_to_its_end(executor: LocalExecutor, data_dir: Path) -> None:
@@ -246,35 +235,6 @@ def test_an_older_leader_is_not_obeyed(executor: LocalExecutor, data_dir: Path) 
     assert highest_epoch(str(data_dir), 0) == 5
     executor.stop(stop_order(epoch=6))
     assert wait_for(executor, attempt()).cause is EndCause.CANCELLED
-
-
-def test_a_killed_launcher_takes_its_gang_along(executor: LocalExecutor, data_dir: Path) -> None:
-    # The grandchild survives the launcher; the mark in its environment gives it away.
-    script = "setsid sleep 600 & echo ready; wait"
-    executor.launch(launch_order("sh", "-c", script, tasks=2))
-    wait_until(lambda: "ready" in log_of(data_dir, 1), "both ranks run")
-    assert len(process.marked(attempt())) == 4
-    os.kill(launcher_of(data_dir).pid, signal.SIGKILL)
-    seen = wait_for(executor, attempt())
-    assert seen.phase is Phase.VANISHED
-    assert seen.cause is None
-    assert seen.started_at is not None
-    assert process.marked(attempt()) == []
-    assert executor.observe(attempt()).phase is Phase.VANISHED
-
-
-def test_a_killed_launcher_takes_along_what_cleaned_its_environment(
-    executor: LocalExecutor, data_dir: Path
-) -> None:
-    script = "env -i sleep 600 & echo $! ready; wait"
-    executor.launch(launch_order("sh", "-c", script))
-    wait_until(lambda: "ready" in log_of(data_dir, 0), "the child runs")
-    wait_for(executor, attempt(), RUNNING)
-    child = process.identity_of(int(log_of(data_dir, 0).split()[0]))
-    wait_until(lambda: child not in process.marked(attempt()), "it shed its mark")
-    os.kill(launcher_of(data_dir).pid, signal.SIGKILL)
-    assert wait_for(executor, attempt()).phase is Phase.VANISHED
-    assert not child.alive()
 
 
 def test_a_signal_from_elsewhere_is_no_fault_of_the_job(

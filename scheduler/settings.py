@@ -80,7 +80,7 @@ class CycleSettings(_Section):
         seed: solver seed.
     """
 
-    batch_window_s: Annotated[float, Field(ge=0)] = 0.02
+    batch_window_s: Annotated[float, Field(ge=0)] = 0.05
     rest_ratio: Annotated[float, Field(ge=0)] = 1.0
     hard_limit_s: Positive = 5.0
     milp_nodes_max: Annotated[int, Field(ge=1)] = 2_000
@@ -94,14 +94,14 @@ class ExecutionSettings(_Section):
     """Launching and watching.
 
     Attributes:
-        launches_in_flight_max: launch orders carried out at once.
+        launches_in_flight_max: launch orders carried out at once; 0 is half of the cores.
         reconcile_every_s: full compare of the store with the host.
         log_bytes_max: cap of one rank's log file.
         open_files_max: RLIMIT_NOFILE of a task.
         env_allow: names of the daemon's environment that tasks inherit; `*` stands for any end.
     """
 
-    launches_in_flight_max: Annotated[int, Field(ge=1)] = 4
+    launches_in_flight_max: Annotated[int, Field(ge=0)] = 0
     reconcile_every_s: Positive = 30.0
     log_bytes_max: Annotated[int, Field(ge=4096)] = 64 * 1_048_576
     open_files_max: Annotated[int, Field(ge=64)] = 65_536

@@ -25,8 +25,8 @@ from scheduler.store import admission, idempotency, jobs
 from scheduler.store.scoping import storable
 from scheduler.store.transaction import Transaction
 
-_PURGED_PER_SUBMIT = 2
-"""Keys forgotten for each key taken: the table shrinks as fast as it grows, twice over."""
+_PURGED_AT_ONCE = 2 * idempotency.PURGE_EVERY
+"""Twice as many keys forgotten as are taken between two purges: the table can only shrink."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,8 @@ def _claim_key(
     keep_s = limits.idempotency_keep_s
     earlier = idempotency.claim(tx, job.principal, key, use, now=now, keep_s=keep_s)
     if earlier is None:
-        idempotency.purge(tx, before=UtcSeconds(now - keep_s), at_most=_PURGED_PER_SUBMIT)
+        if idempotency.purge_due(tx):
+            idempotency.purge(tx, before=UtcSeconds(now - keep_s), at_most=_PURGED_AT_ONCE)
         return None
     if earlier.body_sha256 != body:
         raise IdempotencyError(

@@ -51,6 +51,9 @@ _PURGE = delete(idempotency).where(
     )
 )
 
+PURGE_EVERY = 32
+"""Keys taken for each look at old ones: a statement saved on most submissions."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeyUse:
@@ -103,6 +106,13 @@ def claim(
         },
     )
     return None
+
+
+def purge_due(tx: Transaction) -> bool:
+    """Whether to purge now: at every `PURGE_EVERY`-th call on this connection, from the first."""
+    calls = tx.connection.info.get("haversack-keys", 0)
+    tx.connection.info["haversack-keys"] = calls + 1
+    return bool(calls % PURGE_EVERY == 0)
 
 
 def purge(tx: Transaction, *, before: UtcSeconds, at_most: int) -> int:

@@ -29,7 +29,7 @@ from typing_extensions import override
 CLIENTS = 8
 RATE_MIN = 300.0
 P99_MAX_MS = 50.0
-PAUSE_MS = 10
+PAUSE_MS = 8
 JOB_S = 4
 """Sixteen of these fill the cluster, so that GPUs free up and are decided anew all the time."""
 LUA = """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 from support import execution
-from support.execution import attempt, launch_order, stop_order, wait_for, wait_until
+from support.execution import attempt, launch_order, log_of, stop_order, wait_for, wait_until
 
 from scheduler.execution.local.executor import LocalExecutor
 from scheduler.model.job import LauncherKind
@@ -27,7 +28,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 def launch(executor: LocalExecutor, seconds: float) -> None:
     executor.launch(
         launch_order(
-            "python",
+            sys.executable,  # the python of PATH may have no torch
             "ddp.py",
             tasks=2,
             launcher=LauncherKind.TORCH,
@@ -35,11 +36,6 @@ def launch(executor: LocalExecutor, seconds: float) -> None:
             env={"DDP_SECONDS": str(seconds)},
         )
     )
-
-
-def log_of(data_dir: Path, rank: int) -> str:
-    path = data_dir / "attempts" / attempt() / f"rank-{rank}.log"
-    return path.read_text() if path.exists() else ""
 
 
 def test_two_ranks_train_and_agree(executor: LocalExecutor, data_dir: Path) -> None:

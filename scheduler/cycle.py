@@ -10,15 +10,18 @@ import structlog
 from scheduler import failpoints
 from scheduler.allocation.verify import Violation, check_safety
 from scheduler.clock import Clock
-from scheduler.ids import IdSource
 from scheduler.model.plan import Plan, ReasonCode
-from scheduler.model.ports import DecideResult, Effort, QueueOrder, Solver
-from scheduler.model.quantity import DecisionId, JobId, UtcSeconds
+from scheduler.model.ports import (
+    CommitReport,
+    CycleStore,
+    DecideResult,
+    DecisionMeta,
+    Effort,
+    Solver,
+)
+from scheduler.model.quantity import AttemptId, DecisionId, JobId, UtcSeconds
 from scheduler.model.snapshot import Snapshot, SnapshotDelta
 from scheduler.rejected_plans import keep
-from scheduler.store.database import Database
-from scheduler.store.plans import CommitReport, DecisionMeta, commit_plan
-from scheduler.store.snapshot import load_delta
 
 log = structlog.get_logger(__name__)
 
@@ -42,20 +45,18 @@ class CycleContext:
     """What a cycle works with; built once by the composition root.
 
     Attributes:
-        epoch: the leader epoch this process holds; a commit under another one is refused.
+        store: what is read and written, under the leader epoch this process holds.
         hard_limit_s: wall time after which the solver process is killed.
         rejected_plans: folder where plans that failed verification are kept for replay.
     """
 
-    database: Database
+    store: CycleStore
     solver: Solver
-    order: QueueOrder
+    policy: str
     effort: Effort
     seed: int
     hard_limit_s: float
-    epoch: int
     clock: Clock
-    ids: IdSource
     rejected_plans: Path
 
 
@@ -72,6 +73,7 @@ class CycleReport:
         killed: the solver process had to be killed; the plan is what it had sent by then.
         rejected: violations of a plan that was thrown away; empty when it was sound.
         placed: jobs that are ASSIGNED now.
+        evicted: attempts that were told to stop.
         refused: jobs whose placement the commit refused, with why; they stay PENDING.
         duration_s: wall time from snapshot to commit.
     """
@@ -84,6 +86,7 @@ class CycleReport:
     rejected: tuple[Violation, ...] = ()
     decision_id: DecisionId | None = None
     placed: tuple[JobId, ...] = ()
+    evicted: tuple[AttemptId, ...] = ()
     refused: tuple[tuple[JobId, str], ...] = ()
     value: float = 0.0
     bound: float = 0.0
@@ -127,7 +130,7 @@ async def run_cycle(
     """
     started_s = context.clock.monotonic_s()
     # 1. Snapshot: only what changed since the last cycle.
-    delta = await context.database.read(lambda tx: load_delta(tx, before.snapshot.revision))
+    delta = await context.store.load_delta(before.snapshot.revision)
     snapshot = before.snapshot.apply(delta)
     failpoints.hit("cycle-snapshot-read")
     now = context.clock.now()
@@ -156,13 +159,15 @@ async def run_cycle(
         return state, replace(report, failed=True, rejected=violations)
 
     # 4. Commit: the transaction decides, part by part.
-    committed = await _commit(context, plan, decide_s)
+    meta = DecisionMeta(policy=context.policy, duration_ms=decide_s * 1000)
+    committed = await context.store.commit(plan, meta, context.clock.now())
     return CycleState(snapshot, _stuck(plan, committed), now), replace(
         _outlook(snapshot, now),
         decided=True,
         killed=result.killed,
         decision_id=committed.decision_id,
         placed=committed.placed,
+        evicted=committed.evicted,
         refused=committed.refused,
         value=plan.value,
         bound=plan.bound,
@@ -177,22 +182,11 @@ async def _decide(
     return await context.solver.decide(
         delta,
         lambda: as_full_delta(snapshot),
-        policy=context.order.name,
+        policy=context.policy,
         effort=context.effort,
         now=now,
         seed=context.seed,
         hard_limit_s=context.hard_limit_s,
-    )
-
-
-async def _commit(context: CycleContext, plan: Plan, decide_s: float) -> CommitReport:
-    meta = DecisionMeta(policy=context.order.name, duration_ms=decide_s * 1000)
-    now = context.clock.now()
-    return await context.database.write(
-        lambda tx: commit_plan(
-            tx, plan, epoch=context.epoch, decision=meta, now=now, ids=context.ids
-        ),
-        failpoint="plan",
     )
 
 
@@ -204,6 +198,7 @@ def as_full_delta(snapshot: Snapshot) -> SnapshotDelta:
         nodes=tuple(snapshot.nodes.values()),
         live=tuple(snapshot.live.values()),
         waiting=tuple(snapshot.waiting.values()),
+        terms=snapshot.terms,
     )
 
 

@@ -21,7 +21,7 @@ import uvicorn
 from typing_extensions import override
 
 from api.app import Application, create_app
-from policies.registry import order_named
+from policies.registry import profile_named
 from scheduler import import_guard
 from scheduler.bootstrap import daemon_identity, ensure_admin_token
 from scheduler.cli.exits import ExitCode
@@ -36,10 +36,11 @@ from scheduler.errors import (
     StorageError,
 )
 from scheduler.execution.apply import Applier
+from scheduler.execution.blocking import OnThreads
 from scheduler.execution.local.executor import LocalExecutor
 from scheduler.execution.local.logs import LocalLogReader
 from scheduler.execution.reconcile import Reconciler
-from scheduler.execution.watch import Watcher
+from scheduler.execution.watch import LOOKS_MAX, Watcher
 from scheduler.ids import SystemIds
 from scheduler.model.node import Node
 from scheduler.model.ports import Effort, Inventory
@@ -47,6 +48,7 @@ from scheduler.model.quantity import UtcSeconds
 from scheduler.observability import Metrics
 from scheduler.settings import ApiSettings, Settings
 from scheduler.solver_process import SolverProcess
+from scheduler.store.cycles import DatabaseCycleStore
 from scheduler.store.database import Database
 from scheduler.store.execution import SqlExecutionStore
 from scheduler.store.inventory import sync_nodes
@@ -286,9 +288,9 @@ class Daemon:
         solver = SolverProcess()
         conductor = Conductor(
             CycleContext(
-                database=self.database,
+                store=DatabaseCycleStore(self.database, self.epoch, self._ids),
                 solver=solver,
-                order=order_named(settings.queue.policy),
+                policy=profile_named(settings.queue.policy).name,
                 effort=Effort(
                     milp_nodes_max=settings.cycle.milp_nodes_max,
                     columns_max=settings.cycle.columns_max,
@@ -297,21 +299,28 @@ class Daemon:
                 ),
                 seed=settings.cycle.seed,
                 hard_limit_s=settings.cycle.hard_limit_s,
-                epoch=self.epoch,
                 clock=self._clock,
-                ids=self._ids,
                 rejected_plans=settings.store.data_dir / "rejected-plans",
             ),
             Pace(settings.cycle.batch_window_s, settings.cycle.rest_ratio),
             finished=lambda report: self._cycle_finished(report, applier),
         )
-        watcher = Watcher(self._store, self._executor, self._clock, on_freed=conductor.wake)
+        watcher = Watcher(
+            self._store,
+            self._executor,
+            self._clock,
+            blocking=OnThreads(LOOKS_MAX, "watch"),
+            on_freed=conductor.wake,
+        )
+        # Twice as many threads as launches: a slow launch must not hold up a stop.
+        launches_max = settings.execution.launches_in_flight_max or half_of_the_cores()
         applier = Applier(
             self._store,
             self._executor,
             watcher,
             self._clock,
-            in_flight_max=settings.execution.launches_in_flight_max or half_of_the_cores(),
+            blocking=OnThreads(2 * launches_max, "apply"),
+            in_flight_max=launches_max,
         )
         reconciler = Reconciler(
             self._store,
@@ -319,6 +328,7 @@ class Daemon:
             watcher,
             applier,
             self._clock,
+            blocking=OnThreads(1, "reconcile"),
             every_s=settings.execution.reconcile_every_s,
         )
 

@@ -19,7 +19,7 @@ from scheduler.allocation.highs import Limits
 from scheduler.allocation.knapsack import Solved
 from scheduler.allocation.verify import verify
 from scheduler.model.plan import Plan, SolverReport
-from scheduler.model.ports import Effort, OrderedJob, QueueOrder
+from scheduler.model.ports import Effort, OrderedJob, Profile
 from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
@@ -38,13 +38,13 @@ class _Candidate:
 
 
 def decide(
-    snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> Iterator[Plan]:
     """Yield ever better complete, verified plans; the last one is the decision.
 
     Args:
         snapshot: the cluster and who waits.
-        order: who is next, and what each job is worth.
+        profile: who is next, what each job is worth, and where it should sit.
         effort: deterministic limits of the work.
         now: the cycle's instant.
         seed: the solver's seed.
@@ -57,7 +57,7 @@ def decide(
     Raises:
         AssertionError: the greedy plan fails verification, which is a bug here.
     """
-    ordered = order.order(tuple(snapshot.waiting.values()), now)
+    ordered = profile.order.order(tuple(snapshot.waiting.values()), now)
     problem = problem_of(snapshot, ordered, order_max=effort.order_max)
     greedy = _greedy(problem)
     best = _plan(snapshot, problem, greedy, now)

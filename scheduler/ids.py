@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+from base64 import b32hexencode
 from typing import Protocol
 
 from scheduler.clock import Clock
+from scheduler.model.quantity import NodeId
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32, no i l o u
+
+
+def node_id(identity: str) -> NodeId:
+    """`n-` and 16 characters of [0-9a-v] that depend on `identity` alone."""
+    digest = hashlib.sha256(f"haversack-node:{identity}".encode()).digest()
+    return NodeId("n-" + b32hexencode(digest).decode().lower()[:16])
 
 
 class IdSource(Protocol):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from policies.registry import ORDERS, order_named
+from policies.registry import PROFILES, profile_named
 from scheduler.allocation.verify import Violation, check_safety
 from scheduler.decide import decide
 from scheduler.model.plan import Plan
@@ -65,7 +65,7 @@ def load(path: Path) -> RejectedPlan:
 
 def replay(case: RejectedPlan, policy: str, seed: int = 0) -> tuple[Plan, tuple[Violation, ...]]:
     """Decide the case again; the new plan, and what is wrong with it."""
-    *_, plan = decide(case.snapshot, order_named(policy), Effort(), case.now, seed)
+    *_, plan = decide(case.snapshot, profile_named(policy), Effort(), case.now, seed)
     return plan, check_safety(plan, case.snapshot, case.now)
 
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Replay one kept case; 1 when the plan is still wrong."""
     parser = argparse.ArgumentParser(prog="scheduler.rejected_plans", description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--policy", default="priority-age", choices=sorted(ORDERS))
+    parser.add_argument("--policy", default="priority-age", choices=sorted(PROFILES))
     options = parser.parse_args(arguments)
     case = load(options.file)
     plan, violations = replay(case, options.policy)

@@ -80,12 +80,12 @@ class Worker:
         self._output.flush()
 
     def _decide(self, request: Decide) -> None:
-        from policies.registry import order_named  # noqa: PLC0415 - kept off the stub's path
+        from policies.registry import profile_named  # noqa: PLC0415 - kept off the stub's path
 
         try:
-            order = order_named(request.policy)
+            profile = profile_named(request.policy)
             for plan in self._decider(
-                self._snapshot, order, request.effort, request.now, request.seed
+                self._snapshot, profile, request.effort, request.now, request.seed
             ):
                 self.say(Candidate(request.request, plan))
         except OSError:

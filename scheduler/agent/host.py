@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import socket
-from base64 import b32hexencode
 from pathlib import Path
-
-from scheduler.model.quantity import NodeId
 
 _KIB_PER_MIB = 1024
 _BYTES_PER_MIB = 1_048_576
@@ -28,17 +24,11 @@ def sanitized(name: str) -> str:
     return kept or "host"
 
 
-def node_id(identity: str) -> NodeId:
-    """`n-` and 16 characters of [0-9a-v] that depend on `identity` alone."""
-    digest = hashlib.sha256(f"haversack-node:{identity}".encode()).digest()
-    return NodeId("n-" + b32hexencode(digest).decode().lower()[:16])
-
-
 def host_identity(root: Path = Path("/")) -> str:
     """What stays the same when this machine restarts: its machine id, else its host name.
 
     Containers mostly have no machine id; there the host name decides. The id itself is secret by
-    convention (machine-id(5)), so only a digest of it may leave the host, see `node_id`.
+    convention (machine-id(5)), so only a digest of it may leave the host, see `ids.node_id`.
     """
     try:
         machine_id = (root / "etc/machine-id").read_text(encoding="ascii").strip()

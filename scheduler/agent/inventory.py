@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 import structlog
 
 from scheduler.agent import host
-from scheduler.agent.links import Port, link_matrices, read_port, uniform_links
+from scheduler.agent.links import Port, link_matrices, read_port
 from scheduler.agent.nvml import Device, NvmlError, NvmlLibrary, Pynvml, optional
-from scheduler.agent.virtual import VirtualInventory
+from scheduler.ids import node_id
 from scheduler.model.node import NO_LINKS, Gpu, Health, Links, Node
 from scheduler.model.ports import Inventory
 from scheduler.model.quantity import GpuId, Resources
+from scheduler.virtual import VirtualInventory
 
 log = structlog.get_logger(__name__)
 
@@ -136,7 +137,7 @@ class NvmlInventory:
             for position, gpu in enumerate(self._last.values())
         )
         finding = Finding("", f"NVML cannot count this host's GPUs: {error}")
-        return Survey(_host_node(gpus, uniform_links(len(gpus), 0, 0.0)), (finding,))
+        return Survey(_host_node(gpus, Links.uniform(len(gpus), 0, 0.0)), (finding,))
 
     def _gpu(self, nvml_index: int, position: int) -> _Seen | Finding:
         try:
@@ -231,7 +232,7 @@ def _ill(gpu: Gpu, error: NvmlError) -> _Seen:
 
 def _host_node(gpus: tuple[Gpu, ...], links: Links) -> Node:
     return Node(
-        id=host.node_id(host.host_identity()),
+        id=node_id(host.host_identity()),
         name=host.host_name(),
         capacity=Resources(
             gpus=len(gpus), cpu_milli=host.cpu_milli(), memory_mib=host.memory_mib()

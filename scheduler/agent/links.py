@@ -106,18 +106,6 @@ def link_matrices(library: NvmlLibrary, ports: Sequence[Port | None]) -> Links:
     )
 
 
-def uniform_links(n_gpus: int, nvlinks: int, gbps: float) -> Links:
-    """Links of a box where every pair is alike, as behind NVSwitch; both matrices (n, n)."""
-    return Links(
-        nvlinks=tuple(
-            tuple(0 if a == b else nvlinks for b in range(n_gpus)) for a in range(n_gpus)
-        ),
-        bandwidth_gbps=tuple(
-            tuple(0.0 if a == b else gbps for b in range(n_gpus)) for a in range(n_gpus)
-        ),
-    )
-
-
 def _links_between(first: Port, second: Port) -> int:
     # Both ends should count the same; while links train they may not.
     direct = min(first.direct.get(second.bus_id, 0), second.direct.get(first.bus_id, 0))

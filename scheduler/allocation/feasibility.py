@@ -27,7 +27,7 @@ from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.node import Node
 from scheduler.model.plan import Placement
 from scheduler.model.ports import OrderedJob
-from scheduler.model.quantity import Resources
+from scheduler.model.quantity import WHOLE_GPU_MILLI, Resources
 from scheduler.model.snapshot import Snapshot
 
 Ints = NDArray[np.int64]
@@ -164,21 +164,26 @@ def sites_of(snapshot: Snapshot, placements: Iterable[Placement] = ()) -> tuple[
         snapshot: the cluster.
         placements: counted as if they ran already.
     """
-    use = snapshot.use_by_node()
-    for placement in placements:
-        for task in placement.tasks:
-            use[task.node_id] = use[task.node_id].plus(task)
+    columns = snapshot.columns.changed(
+        (), (task for placement in placements for task in placement.tasks)
+    )
+    free = columns.free
     sites = []
-    for node in sorted(snapshot.nodes.values(), key=lambda node: (node.name, node.id)):
+    for row, node in enumerate(columns.table.nodes):
         if not node.schedulable:
             continue
         by_model: dict[str, list[int]] = {}
-        for gpu in snapshot.free_gpus(node, use[node.id]):
-            by_model.setdefault(gpu.model, []).append(gpu.index)
+        for gpu in node.gpus:
+            if free.gpu[row, gpu.index] == WHOLE_GPU_MILLI:
+                by_model.setdefault(gpu.model, []).append(gpu.index)
         sites.append(
             Site(
                 node,
-                snapshot.free_resources(node, use[node.id]),
+                Resources(
+                    sum(len(gpus) for gpus in by_model.values()),
+                    int(free.cpu[row]),
+                    int(free.memory[row]),
+                ),
                 {model: tuple(sorted(gpus)) for model, gpus in sorted(by_model.items())},
                 node.links.domains() or tuple(frozenset({gpu.index}) for gpu in node.gpus),
             )

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -19,12 +17,12 @@ from scheduler import failpoints
 from scheduler.clock import Clock
 from scheduler.errors import FencedError, HaversackError
 from scheduler.execution.backoff import delays_s
+from scheduler.execution.blocking import Blocking
 from scheduler.execution.watch import Watcher
 from scheduler.model.execution import Intent, IntentKind, LaunchOrder, Outcome, Phase, Receipt
 from scheduler.model.ports import ExecutionStore, Executor
 from scheduler.model.quantity import AttemptId, IntentId
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -40,9 +38,21 @@ class Applier:
         watcher: Watcher,
         clock: Clock,
         *,
+        blocking: Blocking,
         in_flight_max: int,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """Wire it up.
+
+        Args:
+            store: where intents come from and receipts go.
+            executor: carries orders out.
+            watcher: follows what was launched.
+            clock: for the instants of records.
+            blocking: makes the executor's calls, up to twice `in_flight_max` at once.
+            in_flight_max: launches at once, and as many stops.
+            sleep: waits before a retry.
+        """
         self._store = store
         self._executor = executor
         self._watcher = watcher
@@ -55,8 +65,7 @@ class Applier:
         self._fenced: FencedError | None = None
         # Whether intents may be claimed that no task of ours knows: after a crash, at first.
         self._in_doubt = True
-        # Threads of our own: a slow launch must not hold up a stop, or anyone else's work.
-        self._threads = ThreadPoolExecutor(2 * in_flight_max, "apply")
+        self._blocking = blocking
 
     def wake(self) -> None:
         """There may be new intents. Call it in the event loop's thread."""
@@ -84,11 +93,7 @@ class Applier:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._threads.shutdown(wait=False)
-
-    async def _thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(call, *args, **kwargs))
+            self._blocking.close()
 
     async def _persist(self, step: Callable[[], Awaitable[T]]) -> T:
         """Repeat a step of the store until it works. Raises only FencedError."""
@@ -167,7 +172,7 @@ class Applier:
         if isinstance(order, LaunchOrder):
             return await self._launch(order, seen_before=seen_before)
         failpoints.hit("stop-before-send")
-        receipt = await self._thread(self._executor.stop, order)
+        receipt = await self._blocking.run(self._executor.stop, order)
         failpoints.hit("stop-after-send")
         if receipt.outcome is Outcome.DONE:
             return receipt
@@ -176,14 +181,14 @@ class Applier:
 
     async def _launch(self, order: LaunchOrder, *, seen_before: bool) -> Receipt | None:
         if seen_before:
-            seen = await self._thread(self._executor.observe, order.attempt_id)
+            seen = await self._blocking.run(self._executor.observe, order.attempt_id)
             if seen.phase is Phase.UNKNOWN:
                 return None
             if seen.phase is Phase.ABSENT:
                 return Receipt(Outcome.REFUSED, seen.message)
             if seen.phase is not Phase.UNCLAIMED:
                 return Receipt(Outcome.DONE)
-        receipt = await self._thread(self._executor.launch, order)
+        receipt = await self._blocking.run(self._executor.launch, order)
         if receipt.outcome is not Outcome.UNKNOWN:
             return receipt
         log.warning("launch outcome unknown", attempt=order.attempt_id, why=receipt.message)

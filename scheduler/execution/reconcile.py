@@ -33,6 +33,7 @@ from scheduler import failpoints
 from scheduler.clock import Clock
 from scheduler.errors import FencedError
 from scheduler.execution.apply import Applier
+from scheduler.execution.blocking import Blocking
 from scheduler.execution.watch import FINAL, Watcher
 from scheduler.model.execution import (
     AttemptObservation,
@@ -183,13 +184,26 @@ class Reconciler:
         applier: Applier,
         clock: Clock,
         *,
+        blocking: Blocking,
         every_s: float,
     ) -> None:
+        """Wire it up.
+
+        Args:
+            store: what is expected.
+            executor: what there is.
+            watcher: records what was seen.
+            applier: says which orders are under way.
+            clock: for the age of the last pass.
+            blocking: makes the executor's calls, one at a time.
+            every_s: time between passes.
+        """
         self._store = store
         self._executor = executor
         self._watcher = watcher
         self._applier = applier
         self._clock = clock
+        self._blocking = blocking
         self._every_s = every_s
         self._wake = asyncio.Event()
         self._suspected: frozenset[Action] = frozenset()
@@ -223,21 +237,27 @@ class Reconciler:
         Raises:
             FencedError: another leader has taken over.
         """
-        while True:
-            try:
-                async with asyncio.timeout(self._every_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass  # the regular pass
-            self._wake.clear()
-            try:
-                await self.make_pass()
-            except FencedError:
-                raise
-            except Exception as error:
-                # The next pass starts from scratch; readiness tells meanwhile.
-                log.exception("reconciliation failed")
-                self._trouble = f"reconciliation failed: {error}"
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self._every_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass  # the regular pass
+                self._wake.clear()
+                await self._regular_pass()
+        finally:
+            self._blocking.close()
+
+    async def _regular_pass(self) -> None:
+        try:
+            await self.make_pass()
+        except FencedError:
+            raise
+        except Exception as error:
+            # The next pass starts from scratch; readiness tells meanwhile.
+            log.exception("reconciliation failed")
+            self._trouble = f"reconciliation failed: {error}"
 
     async def make_pass(self) -> None:
         """Compare and mend once. Cost: one look at every live attempt.
@@ -248,10 +268,10 @@ class Reconciler:
         """
         failpoints.hit("reconcile-begun")
         # The host first: whatever it knows by then, the store had committed before.
-        known = await asyncio.to_thread(self._executor.known)
+        known = await self._blocking.run(self._executor.known)
         expected = await self._store.expected()
         ids = dict.fromkeys([*known, *(attempt.attempt_id for attempt in expected)])
-        observed = await asyncio.to_thread(
+        observed = await self._blocking.run(
             lambda: {attempt_id: self._executor.observe(attempt_id) for attempt_id in ids}
         )
         actions = reconcile(expected, observed, self._applier.busy())
@@ -275,7 +295,7 @@ class Reconciler:
             case ActionKind.RECORD:
                 self._watcher.follow(action.attempt_id)
             case ActionKind.FORGET:
-                await asyncio.to_thread(self._executor.forget, action.attempt_id)
+                await self._blocking.run(self._executor.forget, action.attempt_id)
             case ActionKind.STOP_AGAIN:
                 assert action.cause is not None, "the table gives it one"
                 await self._stop(action.attempt_id, action.cause, action.grace_s)
@@ -287,6 +307,6 @@ class Reconciler:
 
     async def _stop(self, attempt_id: AttemptId, cause: EndCause, grace_s: float) -> None:
         order = StopOrder(attempt_id, self._store.epoch, cause, grace_s)
-        receipt = await asyncio.to_thread(self._executor.stop, order)
+        receipt = await self._blocking.run(self._executor.stop, order)
         if receipt.outcome is not Outcome.DONE:
             log.warning("not stopped; next pass again", attempt=attempt_id, why=receipt.message)

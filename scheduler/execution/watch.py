@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
 
 import structlog
 
@@ -14,19 +12,18 @@ from scheduler import failpoints
 from scheduler.clock import Clock
 from scheduler.errors import FencedError
 from scheduler.execution.backoff import delays_s
+from scheduler.execution.blocking import Blocking
 from scheduler.model.execution import AttemptObservation, Phase
 from scheduler.model.ports import ExecutionStore, Executor
 from scheduler.model.quantity import AttemptId
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 FINAL = frozenset({Phase.EXITED, Phase.VANISHED, Phase.ABSENT})
 """Phases that prove that nothing of the attempt runs, or ever will."""
 _NO_NEWS = frozenset({Phase.UNCLAIMED, Phase.STARTING})
-_LOOKS_MAX = 8
+LOOKS_MAX = 8
+"""Looks at once."""
 
 
 class Watcher:
@@ -38,6 +35,7 @@ class Watcher:
         executor: Executor,
         clock: Clock,
         *,
+        blocking: Blocking,
         on_freed: Callable[[], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -47,6 +45,7 @@ class Watcher:
             store: where facts go.
             executor: where they come from.
             clock: for the instants of records.
+            blocking: makes the executor's calls, up to `LOOKS_MAX` at once.
             on_freed: called in the event loop after an end was stored: resources are free.
             sleep: waits before a retry.
         """
@@ -64,8 +63,7 @@ class Watcher:
         self._looking: dict[AttemptId, asyncio.Task[None]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         self._fenced: FencedError | None = None
-        # Threads of our own: a slow look must not hold up anyone else's.
-        self._threads = ThreadPoolExecutor(_LOOKS_MAX, "watch")
+        self._blocking = blocking
 
     def follow(self, attempt_id: AttemptId) -> None:
         """Look at the attempt soon, and whenever it changes, until its end is stored.
@@ -100,15 +98,11 @@ class Watcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._threads.shutdown(wait=False)
-
-    async def _thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(call, *args, **kwargs))
+            self._blocking.close()
 
     def _begin_looks(self) -> None:
         for attempt_id in list(self._pending):
-            if len(self._looking) >= _LOOKS_MAX:
+            if len(self._looking) >= LOOKS_MAX:
                 return  # the next look that ends brings us back
             if attempt_id not in self._looking:
                 del self._pending[attempt_id]
@@ -135,9 +129,9 @@ class Watcher:
         """One look; on trouble another one later, so that no fact is lost."""
         try:
             if attempt_id not in self._watched:
-                await self._thread(self._executor.watch, attempt_id, self._changed)
+                await self._blocking.run(self._executor.watch, attempt_id, self._changed)
                 self._watched.add(attempt_id)
-            seen = await self._thread(self._executor.observe, attempt_id)
+            seen = await self._blocking.run(self._executor.observe, attempt_id)
             await self._take_in(seen)
         except FencedError as error:
             self._fenced = error
@@ -172,7 +166,7 @@ class Watcher:
         moved = await self._store.record(seen, self._clock.now())
         if final:
             failpoints.hit("exit-stored")
-            await self._thread(self._executor.forget, seen.attempt_id)
+            await self._blocking.run(self._executor.forget, seen.attempt_id)
             self._followed.discard(seen.attempt_id)
             self._watched.discard(seen.attempt_id)
             self._pending.pop(seen.attempt_id, None)

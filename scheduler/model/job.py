@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from scheduler.model.quantity import (
+    WHOLE_GPU_MILLI,
     JobId,
     PoolName,
     QueueName,
@@ -53,7 +54,7 @@ class TaskSpec:
     """One task: what it needs and what it runs.
 
     Attributes:
-        gpus: whole GPUs; 0 for a CPU task.
+        gpus: whole GPUs; 0 for a CPU task, or when `gpu_milli` asks for a part of one.
         gpu_models: acceptable GPU models in order of preference; empty accepts any.
         cpu_milli: thousandths of a core.
         memory_mib: host memory in MiB.
@@ -62,6 +63,7 @@ class TaskSpec:
         image: container image; Kubernetes only.
         processes: processes the launcher starts for this task, at least 1.
         workdir: absolute working directory, or None for the attempt's own folder.
+        gpu_milli: thousandths of one GPU, 1..999, for a task that shares its GPU; else 0.
     """
 
     gpus: int
@@ -73,6 +75,7 @@ class TaskSpec:
     image: str | None = None
     processes: int = 1
     workdir: str | None = None
+    gpu_milli: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,33 @@ class JobSpec:
             gpu_models=self.task.gpu_models,
             topology=self.topology,
             pool=self.pool,
+            gpu_milli=self.task.gpu_milli,
+            tasks_max=self.tasks_max,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What must sit in one piece on one node: a task, or a gang that may not leave its node.
+
+    Attributes:
+        needs: whole GPUs (all of one model), CPU and memory.
+        gpu_milli: thousandths of one GPU, 1..999, when it shares one; `needs.gpus` is 0 then.
+        gpu_models: acceptable GPU models, best first; empty accepts any.
+        pool: the only pool allowed, or None for any.
+        one_domain: its GPUs must share an NVLink domain.
+    """
+
+    needs: Resources
+    gpu_milli: int = 0
+    gpu_models: tuple[str, ...] = ()
+    pool: PoolName | None = None
+    one_domain: bool = False
+
+    @property
+    def milli(self) -> int:
+        """GPU thousandths in all."""
+        return self.needs.gpus * WHOLE_GPU_MILLI + self.gpu_milli
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +156,13 @@ class JobShape:
     """What a gang asks of the cluster. Jobs of equal shape are interchangeable to the allocator.
 
     Attributes:
-        tasks: gang size; all tasks start or none.
+        tasks: gang size, for an elastic gang the smallest; that many start together or none.
         per_task: resources of one task, which sits whole on one node.
         gpu_models: acceptable GPU models, best first; empty accepts any.
         topology: closeness constraint of the gang.
         pool: the only pool allowed, or None for any.
+        gpu_milli: thousandths of one GPU, 1..999, that each task shares; `per_task.gpus` is 0 then.
+        tasks_max: the largest useful gang size, at least `tasks`; 0 stands for `tasks`.
     """
 
     tasks: int
@@ -139,11 +170,40 @@ class JobShape:
     gpu_models: tuple[str, ...] = ()
     topology: Topology = Topology.ANY
     pool: PoolName | None = None
+    gpu_milli: int = 0
+    tasks_max: int = 0
+
+    def __post_init__(self) -> None:
+        """Write the largest size out, so that equal gangs are equal values."""
+        if self.tasks_max < self.tasks:
+            object.__setattr__(self, "tasks_max", self.tasks)
 
     @property
     def total(self) -> Resources:
-        """Resources of the whole gang."""
+        """Whole GPUs, CPU and memory of the (smallest) gang."""
         return self.per_task * self.tasks
+
+    @property
+    def gpu_milli_total(self) -> int:
+        """GPU thousandths of the (smallest) gang, shared parts included."""
+        return (self.per_task.gpus * WHOLE_GPU_MILLI + self.gpu_milli) * self.tasks
+
+    @property
+    def worker(self) -> Worker:
+        """The piece that must not be cut: one task, or the whole gang if it is bound to a node."""
+        one_node = self.topology.one_node
+        return Worker(
+            self.total if one_node else self.per_task,
+            self.gpu_milli,
+            self.gpu_models if self.per_task.gpus or self.gpu_milli else (),
+            self.pool,
+            self.topology is Topology.SAME_NVLINK and self.per_task.gpus > 0,
+        )
+
+    @property
+    def tasks_per_worker(self) -> int:
+        """Tasks that each `worker` stands for."""
+        return self.tasks if self.topology.one_node else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +214,9 @@ class WaitingJob:
         eligible_at: not before this instant (retry backoff); equals `submitted_at` at first.
         attempts: attempts made so far.
         class_key: digest of (tenant, queue, shape): jobs of one class share one reason record.
+        attained_s: seconds that earlier attempts ran; what least-attained-service orders go by.
+        runtime_s: seconds it is expected to run from its next start on, where somebody may know:
+            a declared limit or a prediction; None where nobody does.
     """
 
     id: JobId
@@ -166,3 +229,5 @@ class WaitingJob:
     preemptible: bool
     attempts: int
     class_key: str
+    attained_s: float = 0.0
+    runtime_s: float | None = None

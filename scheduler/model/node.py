@@ -61,6 +61,15 @@ class Links:
     nvlinks: tuple[tuple[int, ...], ...]
     bandwidth_gbps: tuple[tuple[float, ...], ...]
 
+    @classmethod
+    def uniform(cls, n_gpus: int, nvlinks: int, gbps: float) -> Links:
+        """Links of a box where every pair is alike, as behind NVSwitch; both matrices (n, n)."""
+        box = range(n_gpus)
+        return cls(
+            nvlinks=tuple(tuple(0 if a == b else nvlinks for b in box) for a in box),
+            bandwidth_gbps=tuple(tuple(0.0 if a == b else gbps for b in box) for a in box),
+        )
+
     def domains(self) -> tuple[frozenset[int], ...]:
         """GPU indexes grouped into NVLink domains: connected components over pairs with a link.
 

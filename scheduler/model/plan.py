@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, Resources, UtcSeconds
+from scheduler.model.quantity import (
+    WHOLE_GPU_MILLI,
+    AttemptId,
+    GpuId,
+    JobId,
+    NodeId,
+    UtcSeconds,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +24,7 @@ class TaskPlacement:
         gpu_ids: exactly the task's GPUs, in the order the task sees them.
         cpu_milli: granted CPU, thousandths of a core.
         memory_mib: granted host memory.
+        gpu_milli: thousandths it holds of each of its GPUs; less than 1000 when it shares one.
     """
 
     task_index: int
@@ -24,6 +32,7 @@ class TaskPlacement:
     gpu_ids: tuple[GpuId, ...]
     cpu_milli: int
     memory_mib: int
+    gpu_milli: int = WHOLE_GPU_MILLI
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,12 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """A running attempt to stop so that something worth more can start."""
+    """A running attempt to stop so that something worth more can start.
+
+    Attributes:
+        for_job: the job that profits most of it.
+        cost: what the objective pays for it: the victim's value, work lost, and its churn.
+    """
 
     attempt_id: AttemptId
     for_job: JobId
@@ -146,7 +160,7 @@ class Plan:
 
     Attributes:
         snapshot_revision: the journal revision the snapshot stood at.
-        value: objective of the placements.
+        value: objective: the placements' values less the evictions' costs.
         bound: proven upper bound of the objective over all plans for this snapshot.
         waiting: one record per class of jobs left waiting.
     """
@@ -164,28 +178,3 @@ class Plan:
     def gap(self) -> float:
         """Proven relative distance to the optimum: (bound - value) / bound, 0 when bound is 0."""
         return max(0.0, (self.bound - self.value) / self.bound) if self.bound > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class NodeUse:
-    """What live attempts hold on one node."""
-
-    gpu_ids: frozenset[GpuId] = frozenset()
-    cpu_milli: int = 0
-    memory_mib: int = 0
-
-    def plus(self, task: TaskPlacement) -> NodeUse:
-        """This use with one more task on the node."""
-        return NodeUse(
-            self.gpu_ids | frozenset(task.gpu_ids),
-            self.cpu_milli + task.cpu_milli,
-            self.memory_mib + task.memory_mib,
-        )
-
-    def free_of(self, capacity: Resources, schedulable_gpus: int) -> Resources:
-        """What is left of `capacity` and `schedulable_gpus` free GPUs; never below zero."""
-        return Resources(
-            schedulable_gpus,
-            max(0, capacity.cpu_milli - self.cpu_milli),
-            max(0, capacity.memory_mib - self.memory_mib),
-        )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
+from scheduler.model.columns import Floats, Free, Ints
 from scheduler.model.execution import (
     AttemptObservation,
     ExpectedAttempt,
@@ -16,11 +18,11 @@ from scheduler.model.execution import (
     Receipt,
     StopOrder,
 )
-from scheduler.model.job import WaitingJob
+from scheduler.model.job import WaitingJob, Worker
 from scheduler.model.lifecycle import JobState
 from scheduler.model.node import Node
 from scheduler.model.plan import Plan
-from scheduler.model.quantity import AttemptId, IntentId, UtcSeconds
+from scheduler.model.quantity import AttemptId, DecisionId, IntentId, JobId, UtcSeconds
 from scheduler.model.snapshot import Snapshot, SnapshotDelta
 
 
@@ -44,12 +46,99 @@ class QueueOrder(Protocol):
 
     @property
     def name(self) -> str:
-        """Registry name."""
+        """A name for people."""
         ...
 
     def order(self, waiting: Sequence[WaitingJob], now: UtcSeconds) -> Sequence[OrderedJob]:
-        """Eligible jobs, best first. Jobs still in backoff are left out. O(n log n)."""
+        """Eligible jobs, best first. Jobs still in backoff are left out. O(n log n).
+
+        A profile that preempts hands in the running jobs too, as they would wait now.
+        """
         ...
+
+
+class Scoring(Protocol):
+    """A node score bound to one working copy of what is free, which changes between calls.
+
+    Scores depend on one node's own state at a time: whoever draws on a node need only ask again
+    for that row.
+    """
+
+    def rows(self, worker: Worker, rows: Ints) -> Floats:
+        """How bad each of these rows is for one `worker`, (len(rows),); the lowest is taken.
+
+        Ties go to the first row. Every row given has room for the worker.
+        """
+        ...
+
+    def gpu(self, worker: Worker, row: int) -> int:
+        """Index of the GPU that a sharing worker (`gpu_milli`) takes on this row."""
+        ...
+
+
+class NodeScore(Protocol):
+    """Where work should sit, as long as it fits. Pure; one per policy file."""
+
+    @property
+    def name(self) -> str:
+        """A name for people."""
+        ...
+
+    def on(self, free: Free, snapshot: Snapshot, seed: int) -> Scoring:
+        """The score for one decision.
+
+        Args:
+            free: the working copy that the decision draws on.
+            snapshot: what is decided on; the mix of shapes it shows may weigh in.
+            seed: for scores that break ties at random.
+        """
+        ...
+
+
+class Admission(StrEnum):
+    """How far down the line a decision looks."""
+
+    KNAPSACK = "knapsack"
+    """The most valuable set of jobs, by optimisation."""
+    IN_ORDER = "in-order"
+    """One after the other; the first that does not fit blocks all behind it."""
+    SKIP = "skip"
+    """One after the other, passing over those that do not fit."""
+    EASY = "easy"
+    """As IN_ORDER, but the first that does not fit gets a reservation, and those behind it may
+    start if they do not delay it (Lifka, JSSPP 1995). Needs expected run times."""
+
+
+class Preemption(StrEnum):
+    """Whether running jobs are stopped for others."""
+
+    NONE = "none"
+    REPACK = "repack"
+    """Running and waiting jobs compete in order at every decision; who loses is stopped."""
+    EVICT = "evict"
+    """Running jobs are stopped where the knapsack gains more than it costs."""
+
+
+class Sees(StrEnum):
+    """What a profile may know of run times, in `WaitingJob.runtime_s`."""
+
+    NOTHING = "nothing"
+    LIMITS = "limits"
+    """The declared maximum, as a user would state it."""
+    DURATIONS = "durations"
+    """The truth, which only a simulation can know: names of such profiles end in `-oracle`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A scheduling policy by name: who is next, who may pass, where, and who must yield."""
+
+    name: str
+    order: QueueOrder
+    score: NodeScore
+    admission: Admission = Admission.KNAPSACK
+    preemption: Preemption = Preemption.NONE
+    sees: Sees = Sees.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +148,79 @@ class Effort:
     Attributes:
         milp_nodes_max: branch-and-bound nodes.
         columns_max: largest exact model built; above it the LP bound and rounding serve.
+        lp_iterations_max: simplex iterations of one linear program.
         gap_target: stop when the proven relative gap is at most this.
         order_max: how many jobs of the queue's front the solver looks at.
+        placements_max: how many jobs one plan starts at most, so that a cycle stays short.
     """
 
     milp_nodes_max: int = 2_000
     columns_max: int = 9_000
+    lp_iterations_max: int = 200_000
     gap_target: float = 0.001
-    order_max: int = 5_000
+    order_max: int = 20_000
+    placements_max: int = 100_000
 
 
 class Decider(Protocol):
-    """The pure decision: yields ever better complete, verified plans; the first is greedy's."""
+    """The pure decision: yields ever better complete, verified plans; the first comes fast."""
 
     def __call__(
-        self, snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+        self, snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
     ) -> Iterator[Plan]:
         """Yield plans of rising value; the last is the decision."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionMeta:
+    """How a plan came to be.
+
+    Attributes:
+        policy: profile, a name from the policy registry.
+        duration_ms: wall time the decision took.
+    """
+
+    policy: str
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class CommitReport:
+    """What became of a plan.
+
+    Attributes:
+        decision_id: the stored decision; None when nothing was worth a record.
+        placed: jobs that were placed.
+        refused: jobs whose placement no longer fitted, and why.
+        evicted: attempts that were told to stop.
+    """
+
+    decision_id: DecisionId | None
+    placed: tuple[JobId, ...] = ()
+    refused: tuple[tuple[JobId, str], ...] = ()
+    evicted: tuple[AttemptId, ...] = ()
+
+
+class CycleStore(Protocol):
+    """What a scheduling cycle reads and writes: a database, or a simulation's ledger."""
+
+    async def load_delta(self, base_revision: int) -> SnapshotDelta:
+        """What changed after `base_revision`; 0 loads everything.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        ...
+
+    async def commit(self, plan: Plan, meta: DecisionMeta, now: UtcSeconds) -> CommitReport:
+        """Make the plan real, as far as it still fits: each placement whole or not at all.
+
+        Raises:
+            FencedError: another leader has taken over; nothing was kept.
+            StorageError: the store cannot write; nothing was kept unless the message says that
+                this is unknown.
+        """
         ...
 
 

@@ -24,6 +24,8 @@ SYSTEM_TENANT = TenantId("system")
 DEFAULT_TENANT = TenantId("default")
 DEFAULT_QUEUE = QueueName("default")
 DEFAULT_POOL = PoolName("default")
+WHOLE_GPU_MILLI = 1000
+"""Thousandths of a GPU; shares of a GPU are counted in them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 
+from scheduler.model.columns import Columns
 from scheduler.model.job import WaitingJob
-from scheduler.model.node import Gpu, Node
-from scheduler.model.plan import NodeUse, TaskPlacement
-from scheduler.model.quantity import AttemptId, JobId, NodeId, Resources, TenantId, UtcSeconds
+from scheduler.model.node import Node
+from scheduler.model.plan import TaskPlacement
+from scheduler.model.quantity import AttemptId, JobId, NodeId, TenantId, UtcSeconds
+from scheduler.model.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
 class LiveAttempt:
-    """An attempt that holds its allocations (placed, launching, running, stopping, suspect)."""
+    """An attempt that holds its allocations (placed, launching, running, stopping, suspect).
+
+    Attributes:
+        job: the job as it would wait again; `attained_s` and `runtime_s` as of `since`.
+        since: when the attempt was placed.
+        stopping: whether it was told to end already: it will free its place unasked.
+    """
 
     id: AttemptId
-    job_id: JobId
-    tenant: TenantId
-    priority: int
-    preemptible: bool
+    job: WaitingJob
     since: UtcSeconds
     tasks: tuple[TaskPlacement, ...]
+    stopping: bool = False
+
+    @property
+    def job_id(self) -> JobId:
+        """Its job."""
+        return self.job.id
+
+    @property
+    def tenant(self) -> TenantId:
+        """Its job's tenant."""
+        return self.job.tenant
+
+    @property
+    def preemptible(self) -> bool:
+        """Whether its job may be stopped for another."""
+        return self.job.preemptible
+
+    def as_waiting(self, now: UtcSeconds) -> WaitingJob:
+        """The job as it would wait at `now`, the time it has run until then counted."""
+        ran_s = max(0.0, now - self.since)
+        left_s = self.job.runtime_s
+        return replace(
+            self.job,
+            attained_s=self.job.attained_s + ran_s,
+            runtime_s=None if left_s is None else max(0.0, left_s - ran_s),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +64,7 @@ class SnapshotDelta:
     Attributes:
         base_revision: revision the delta starts from; 0 replaces everything.
         revision: revision it leads to.
+        terms: the new terms, or None while they stay.
     """
 
     base_revision: int
@@ -41,26 +75,38 @@ class SnapshotDelta:
     live_gone: tuple[AttemptId, ...] = ()
     waiting: tuple[WaitingJob, ...] = ()
     waiting_gone: tuple[JobId, ...] = ()
+    terms: Terms | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
     """Nodes, what is live on them, and who waits. Mappings must not be written to.
 
     Attributes:
         revision: journal revision this view stands at.
-        nodes: by id, iteration order is by name.
+        nodes: by id, iteration order is by (name, id).
+        terms: costs and limits of placements.
     """
 
     revision: int = 0
     nodes: Mapping[NodeId, Node] = field(default_factory=dict)
     live: Mapping[AttemptId, LiveAttempt] = field(default_factory=dict)
     waiting: Mapping[JobId, WaitingJob] = field(default_factory=dict)
+    terms: Terms = field(default_factory=Terms)
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The cluster as arrays. O(GPUs + live tasks) once; `apply` carries them on from there."""
+        return Columns.of(
+            self.nodes.values(),
+            chain.from_iterable(attempt.tasks for attempt in self.live.values()),
+        )
 
     def apply(self, delta: SnapshotDelta) -> Snapshot:
         """The view after `delta`.
 
-        Cost: one copy of each mapping that changes.
+        Cost: one copy of each mapping that changes, and of the columns' arrays; when nodes change,
+        the columns are built anew at their first use.
 
         Raises:
             ValueError: the delta starts from another revision than this view's.
@@ -89,24 +135,19 @@ class Snapshot:
             waiting = {**base.waiting, **{job.id: job for job in delta.waiting}}
             for job_id in delta.waiting_gone:
                 waiting.pop(job_id, None)
-        return Snapshot(delta.revision, nodes, live, waiting)
+        after = Snapshot(delta.revision, nodes, live, waiting, delta.terms or base.terms)
+        if nodes is base.nodes and "columns" in base.__dict__:
+            after.__dict__["columns"] = _carried_on(base, delta, live)
+        return after
 
-    def use_by_node(self) -> dict[NodeId, NodeUse]:
-        """What live attempts hold, by node. O(live tasks)."""
-        use: dict[NodeId, NodeUse] = {node_id: NodeUse() for node_id in self.nodes}
-        for attempt in self.live.values():
-            for task in attempt.tasks:
-                use[task.node_id] = use.get(task.node_id, NodeUse()).plus(task)
-        return use
 
-    def free_gpus(self, node: Node, use: NodeUse) -> tuple[Gpu, ...]:
-        """GPUs of `node` that new work may take, in index order; none on an unschedulable node."""
-        if not node.schedulable:
-            return ()
-        return tuple(gpu for gpu in node.gpus if gpu.schedulable and gpu.id not in use.gpu_ids)
-
-    def free_resources(self, node: Node, use: NodeUse) -> Resources:
-        """What new work may take of `node`; zero on an unschedulable node."""
-        if not node.schedulable:
-            return Resources()
-        return use.free_of(node.capacity, len(self.free_gpus(node, use)))
+def _carried_on(
+    base: Snapshot, delta: SnapshotDelta, live: Mapping[AttemptId, LiveAttempt]
+) -> Columns:
+    """The columns of `base` after the attempts that `delta` names came, changed or went."""
+    named = {attempt.id for attempt in delta.live} | set(delta.live_gone)
+    if not named:
+        return base.columns
+    freed = (task for each in named if each in base.live for task in base.live[each].tasks)
+    taken = (task for each in named if each in live for task in live[each].tasks)
+    return base.columns.changed(freed, taken)

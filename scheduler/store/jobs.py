@@ -71,7 +71,7 @@ _SORT_COLUMNS = {
 def class_key(tenant: TenantId, queue: QueueName, shape: JobShape) -> str:
     """Digest of what makes jobs interchangeable to the decision; 32 hexadecimal digits."""
     need = shape.per_task
-    parts = [
+    parts: list[object] = [
         tenant,
         queue,
         shape.tasks,
@@ -82,6 +82,8 @@ def class_key(tenant: TenantId, queue: QueueName, shape: JobShape) -> str:
         shape.topology,
         shape.pool,
     ]
+    if shape.gpu_milli or shape.tasks_max != shape.tasks:
+        parts += [shape.gpu_milli, shape.tasks_max]
     text = json.dumps(parts, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

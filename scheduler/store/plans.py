@@ -21,6 +21,7 @@ from scheduler.model.execution import IntentKind, LaunchOrder, LaunchTask
 from scheduler.model.lifecycle import EndCause, JobEvent, JobState
 from scheduler.model.node import Health
 from scheduler.model.plan import Placement, Plan, TaskPlacement, Waiting
+from scheduler.model.ports import CommitReport, DecisionMeta
 from scheduler.model.quantity import (
     SYSTEM_TENANT,
     AttemptId,
@@ -61,36 +62,6 @@ _GRANT = (
     )
 )
 _EVICTABLE = frozenset({JobState.ASSIGNED, JobState.LAUNCHING, JobState.RUNNING})
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionMeta:
-    """How a plan came to be.
-
-    Attributes:
-        policy: queue order, a name from the policy registry.
-        duration_ms: wall time the decision took.
-    """
-
-    policy: str
-    duration_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class CommitReport:
-    """What became of a plan.
-
-    Attributes:
-        decision_id: the stored decision; None when nothing was worth a record.
-        placed: jobs that were placed.
-        refused: jobs whose placement no longer fitted, and why.
-        evicted: attempts that were told to stop.
-    """
-
-    decision_id: DecisionId | None
-    placed: tuple[JobId, ...] = ()
-    refused: tuple[tuple[JobId, str], ...] = ()
-    evicted: tuple[AttemptId, ...] = ()
 
 
 class _RefusedError(Exception):

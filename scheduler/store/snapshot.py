@@ -62,14 +62,11 @@ _ALL_WAITING = select(*_WAITING_COLUMNS).where(
 )
 _CHANGED_JOBS = select(*_WAITING_COLUMNS).where(jobs.c.revision > _BASE)
 _LIVE = select(
-    attempts.c.id,
-    attempts.c.job_id,
-    attempts.c.tenant_id,
+    *_WAITING_COLUMNS,
+    attempts.c.id.label("attempt_id"),
     attempts.c.created_at,
     attempts.c.placement,
     attempts.c.live,
-    jobs.c.priority,
-    jobs.c.preemptible,
 ).join(jobs, jobs.c.id == attempts.c.job_id)
 _ALL_LIVE = _LIVE.where(LIVE)
 _CHANGED_ATTEMPTS = _LIVE.where(attempts.c.revision > _BASE)
@@ -104,7 +101,7 @@ def load_delta(tx: Transaction, base_revision: int) -> SnapshotDelta:
         nodes=load_nodes(tx, [row for row in node_rows if row.present]),
         nodes_gone=tuple(NodeId(row.id) for row in node_rows if not row.present),
         live=tuple(_live_attempt(row) for row in attempt_rows if row.live),
-        live_gone=tuple(AttemptId(row.id) for row in attempt_rows if not row.live),
+        live_gone=tuple(AttemptId(row.attempt_id) for row in attempt_rows if not row.live),
         waiting=tuple(waiting),
         waiting_gone=tuple(waiting_gone),
     )
@@ -175,11 +172,9 @@ def _waiting_job(row: AnyRow) -> WaitingJob:
 
 def _live_attempt(row: AnyRow) -> LiveAttempt:
     return LiveAttempt(
-        id=AttemptId(row.id),
-        job_id=JobId(row.job_id),
-        tenant=TenantId(row.tenant_id),
-        priority=row.priority,
-        preemptible=row.preemptible,
+        id=AttemptId(row.attempt_id),
+        job=_waiting_job(row),
         since=UtcSeconds(row.created_at),
         tasks=codec.placement_tasks(row.placement),
+        stopping=row.desired != "run" or row.state == JobState.STOPPING,
     )

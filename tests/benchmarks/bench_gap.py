@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.clusters import MIXES, NOW, random_instance
 
-from policies.priority_age import PriorityAge
+from policies.registry import profile_named
 from scheduler.allocation import knapsack
 from scheduler.allocation.feasibility import Problem, problem_of
 from scheduler.allocation.greedy import best_greedy
@@ -47,11 +47,11 @@ class Measured:
 
 def measure(seed: int, mix: str) -> Measured:
     snapshot = random_instance(seed, mix)
-    order = PriorityAge()
+    profile = profile_named("priority-age")
     started = time.perf_counter()
-    plans = list(decide(snapshot, order, Effort(), NOW, 0))
+    plans = list(decide(snapshot, profile, Effort(), NOW, 0))
     seconds = time.perf_counter() - started
-    problem = problem_of(snapshot, order.order(tuple(snapshot.waiting.values()), NOW))
+    problem = problem_of(snapshot, profile.order.order(tuple(snapshot.waiting.values()), NOW))
     pulp_seconds, bound, proved = _reference(problem)
     value = plans[-1].value
     return Measured(

@@ -12,7 +12,6 @@ from support.clock import ManualClock
 from support.local_solver import LocalSolver
 from support.usecases import ROOT, Office
 
-from policies.priority_age import PriorityAge
 from scheduler import rejected_plans, service
 from scheduler.cycle import CycleContext, CycleReport, CycleState, run_cycle
 from scheduler.errors import FencedError
@@ -22,6 +21,7 @@ from scheduler.model.ports import Effort
 from scheduler.model.quantity import DEFAULT_TENANT, UtcSeconds
 from scheduler.model.view import JobView
 from scheduler.store import attempts, lease
+from scheduler.store.cycles import DatabaseCycleStore
 from scheduler.store.database import Database, Transaction
 from scheduler.store.transitions import apply_event
 
@@ -39,15 +39,13 @@ class Desk:
         )
         self.solver = LocalSolver()
         self.context = CycleContext(
-            database=database,
+            store=DatabaseCycleStore(database, self.office.epoch, self.office.ids),
             solver=self.solver,
-            order=PriorityAge(),
+            policy="priority-age",
             effort=Effort(),
             seed=0,
             hard_limit_s=5.0,
-            epoch=self.office.epoch,
             clock=clock,
-            ids=self.office.ids,
             rejected_plans=folder / "rejected",
         )
         self.state = CycleState()

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 from support.clusters import MIXES, NOW, random_instance
 
 from policies.priority_age import PriorityAge
+from policies.registry import profile_named
 from scheduler.allocation.verify import verify
 from scheduler.decide import decide
 from scheduler.model.plan import Placement, Plan, TaskPlacement
 from scheduler.model.ports import Effort
-from scheduler.model.quantity import GpuId
+from scheduler.model.quantity import GpuId, Resources
 from scheduler.model.snapshot import Snapshot
 
 K = TypeVar("K")
 V = TypeVar("V")
 ORDER = PriorityAge()
+PROFILE = profile_named("priority-age")
 instances = st.builds(random_instance, st.integers(0, 10_000), st.sampled_from(sorted(MIXES)))
 few = settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -30,7 +32,7 @@ few = settings(
 
 
 def plans(snapshot: Snapshot, effort: Effort | None = None, seed: int = 0) -> list[Plan]:
-    return list(decide(snapshot, ORDER, effort or Effort(), NOW, seed))
+    return list(decide(snapshot, PROFILE, effort or Effort(), NOW, seed))
 
 
 def sound(plan: Plan, snapshot: Snapshot) -> bool:
@@ -79,17 +81,17 @@ def test_nothing_left_waiting_would_still_fit(snapshot: Snapshot) -> None:
     plan = plans(snapshot)[-1]
     taken = {gpu for p in plan.placements for task in p.tasks for gpu in task.gpu_ids}
     placed = {placement.job_id for placement in plan.placements}
-    use = snapshot.use_by_node()
-    for placement in plan.placements:
-        for task in placement.tasks:
-            use[task.node_id] = use[task.node_id].plus(task)
+    tasks = [task for placement in plan.placements for task in placement.tasks]
+    free = snapshot.columns.changed((), tasks).free
     for job in snapshot.waiting.values():
         what = job.shape
         if job.id in placed or what.tasks > 1 or what.gpu_models or what.pool:
             continue
-        for node in snapshot.nodes.values():
-            free = snapshot.free_resources(node, use[node.id])
-            assert not what.per_task.times_in(free), f"{job.id} fits {node.name}"
+        for row, node in enumerate(free.table.nodes):
+            left = Resources(
+                int(free.whole[:, row].max(initial=0)), int(free.cpu[row]), int(free.memory[row])
+            )
+            assert not what.per_task.times_in(left), f"{job.id} fits {node.name}"
     assert len(taken) == sum(
         len(task.gpu_ids) for placement in plan.placements for task in placement.tasks
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from scheduler.model.job import (
     CheckpointSpec,
+    JobShape,
     JobSpec,
     LauncherKind,
     RetrySpec,
@@ -19,6 +20,7 @@ from scheduler.model.quantity import (
     DEFAULT_POOL,
     DEFAULT_QUEUE,
     DEFAULT_TENANT,
+    WHOLE_GPU_MILLI,
     AttemptId,
     GpuId,
     JobId,
@@ -181,12 +183,38 @@ def live_attempt(
 ) -> LiveAttempt:
     return LiveAttempt(
         id=AttemptId(attempt_id),
-        job_id=JobId(job_id),
-        tenant=DEFAULT_TENANT,
-        priority=priority,
-        preemptible=preemptible,
+        job=waiting_job_of(job_id, tasks, priority=priority, preemptible=preemptible),
         since=UtcSeconds(since),
         tasks=tasks,
+    )
+
+
+def waiting_job_of(
+    job_id: str,
+    tasks: Sequence[TaskPlacement],
+    *,
+    priority: int = 50,
+    preemptible: bool = True,
+) -> WaitingJob:
+    """The job that such tasks came of."""
+    first = tasks[0] if tasks else TaskPlacement(0, NodeId("n"), (), 0, 0)
+    whole = first.gpu_milli == WHOLE_GPU_MILLI
+    shape = JobShape(
+        max(1, len(tasks)),
+        Resources(len(first.gpu_ids) if whole else 0, first.cpu_milli, first.memory_mib),
+        gpu_milli=0 if whole else first.gpu_milli,
+    )
+    return WaitingJob(
+        id=JobId(job_id),
+        tenant=DEFAULT_TENANT,
+        queue=DEFAULT_QUEUE,
+        priority=priority,
+        submitted_at=UtcSeconds(0.0),
+        eligible_at=UtcSeconds(0.0),
+        shape=shape,
+        preemptible=preemptible,
+        attempts=1,
+        class_key=repr(shape),
     )
 
 

@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from support.builders import waiting_job_of
+
 from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.node import NO_LINKS, Gpu, Health, Links, Node
 from scheduler.model.plan import TaskPlacement
@@ -129,19 +131,11 @@ def make_job(
 def occupy(node: Node, gpus: Sequence[int], cpu_milli: int = 0, memory_mib: int = 0) -> LiveAttempt:
     """An attempt that holds these GPUs of the node."""
     name = f"{node.name}-{'.'.join(str(gpu) for gpu in gpus)}-{cpu_milli}"
-    return LiveAttempt(
-        AttemptId(f"a-{name}"),
-        JobId(f"j-live-{name}"),
-        DEFAULT_TENANT,
-        50,
-        preemptible=True,
-        since=UtcSeconds(0.0),
-        tasks=(
-            TaskPlacement(
-                0, node.id, tuple(node.gpus[gpu].id for gpu in gpus), cpu_milli, memory_mib
-            ),
-        ),
+    tasks = (
+        TaskPlacement(0, node.id, tuple(node.gpus[gpu].id for gpu in gpus), cpu_milli, memory_mib),
     )
+    job = waiting_job_of(f"j-live-{name}", tasks)
+    return LiveAttempt(AttemptId(f"a-{name}"), job, UtcSeconds(0.0), tasks)
 
 
 def snapshot_of(

@@ -9,21 +9,21 @@ from collections.abc import Iterator
 
 from scheduler.decide import decide
 from scheduler.model.plan import Placement, Plan
-from scheduler.model.ports import Effort, QueueOrder
+from scheduler.model.ports import Effort, Profile
 from scheduler.model.quantity import JobId, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 
 def hang_after_greedy(
-    snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> Iterator[Plan]:
     """The first plan, then nothing for ever."""
-    yield next(decide(snapshot, order, effort, now, seed))
+    yield next(decide(snapshot, profile, effort, now, seed))
     threading.Event().wait()
 
 
 def hang_at_once(
-    snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> Iterator[Plan]:
     """Nothing for ever."""
     threading.Event().wait()
@@ -31,15 +31,15 @@ def hang_at_once(
 
 
 def crash_after_greedy(
-    snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> Iterator[Plan]:
     """The first plan, then a crash no handler sees."""
-    yield next(decide(snapshot, order, effort, now, seed))
+    yield next(decide(snapshot, profile, effort, now, seed))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def crash_at_once(
-    snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> Iterator[Plan]:
     """A crash before any plan."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -47,10 +47,10 @@ def crash_at_once(
 
 
 def babble(
-    snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> Iterator[Plan]:
     """The first plan, then bytes that are no frame, on the private channel itself."""
-    yield next(decide(snapshot, order, effort, now, seed))
+    yield next(decide(snapshot, profile, effort, now, seed))
     for descriptor in range(3, 10):
         try:
             os.write(descriptor, b"\xff" * 64)
@@ -60,26 +60,26 @@ def babble(
 
 
 def print_a_lot(
-    snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> Iterator[Plan]:
     """Writes to file descriptor 1, as solvers do."""
     os.write(1, b"HiGHS 1.15 says hello\n" * 100)
-    yield from decide(snapshot, order, effort, now, seed)
+    yield from decide(snapshot, profile, effort, now, seed)
 
 
 def raise_after_greedy(
-    snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> Iterator[Plan]:
     """The first plan, then an exception."""
-    yield next(decide(snapshot, order, effort, now, seed))
+    yield next(decide(snapshot, profile, effort, now, seed))
     raise ZeroDivisionError("by design")
 
 
 def overcommit(
-    snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> Iterator[Plan]:
     """A plan that gives the first job's GPUs to every job."""
-    plan = next(decide(snapshot, order, effort, now, seed))
+    plan = next(decide(snapshot, profile, effort, now, seed))
     first = plan.placements[0]
     others = [Placement(JobId(job), first.tasks, 1.0, "lie") for job in sorted(snapshot.waiting)]
     yield Plan(snapshot.revision, placements=tuple(others), value=1e6, bound=1e6)

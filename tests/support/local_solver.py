@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from policies.registry import order_named
+from policies.registry import profile_named
 from scheduler.decide import decide
 from scheduler.model.plan import Plan
 from scheduler.model.ports import DecideResult, Effort
@@ -44,5 +44,5 @@ class LocalSolver:
         del hard_limit_s
         self.asked += 1
         await self.feed(delta, full)
-        plans = list(decide(self._snapshot, order_named(policy), effort, now, seed))
+        plans = list(decide(self._snapshot, profile_named(policy), effort, now, seed))
         return DecideResult(self.spoil(plans[-1]), killed=False, restarts=0)

@@ -16,6 +16,7 @@ from scheduler.model.execution import AttemptObservation, Phase, RankExit
 from scheduler.model.job import JobSpec
 from scheduler.model.lifecycle import EndCause
 from scheduler.model.plan import Placement, Plan
+from scheduler.model.ports import CommitReport, DecisionMeta
 from scheduler.model.quantity import (
     DEFAULT_TENANT,
     AttemptId,
@@ -27,7 +28,7 @@ from scheduler.model.quantity import (
 from scheduler.store import jobs as job_rows
 from scheduler.store import tables
 from scheduler.store.database import Transaction
-from scheduler.store.plans import CommitReport, DecisionMeta, commit_plan
+from scheduler.store.plans import commit_plan
 
 META = DecisionMeta(policy="test", duration_ms=1.0)
 

@@ -19,6 +19,7 @@ from scheduler.model.job import JobSpec
 from scheduler.model.lifecycle import EndCause, JobEvent, JobState
 from scheduler.model.node import Node
 from scheduler.model.plan import Plan, Waiting
+from scheduler.model.ports import CommitReport, DecisionMeta
 from scheduler.model.quantity import (
     DEFAULT_TENANT,
     SYSTEM_TENANT,
@@ -31,7 +32,7 @@ from scheduler.model.view import JobView
 from scheduler.store import attempts, lease
 from scheduler.store.database import Database
 from scheduler.store.inventory import sync_nodes
-from scheduler.store.plans import CommitReport, DecisionMeta, commit_plan
+from scheduler.store.plans import commit_plan
 from scheduler.store.tables import audit
 from scheduler.store.transaction import Transaction
 from scheduler.store.transitions import apply_event

@@ -114,8 +114,8 @@ def test_capacity_may_shrink_below_what_is_used(
     shrunk = replace(A, capacity=Resources(4, 1_000, 1_000))
     assert _sync(database, [shrunk]) == 1
     view = _full(database)
-    use = view.use_by_node()[A.id]
-    assert view.free_resources(view.nodes[A.id], use) == Resources(3, 0, 0)
+    free = view.columns.free
+    assert (free.whole.sum(), free.cpu.tolist(), free.memory.tolist()) == (3, [0], [0])
 
 
 def test_a_gpu_may_move_to_another_node(database: Database) -> None:
@@ -170,7 +170,7 @@ def test_deltas_follow_jobs_and_attempts(
     step(lambda tx: commit(tx, [placement("j-0", task_placement(A, (2,)))], epoch=epoch, ids=ids))
     assert set(view.waiting) == {"j-1"}
     (live,) = view.live.values()
-    assert (live.job_id, live.priority, live.tasks) == ("j-0", 7, (task_placement(A, (2,)),))
+    assert (live.job_id, live.job.priority, live.tasks) == ("j-0", 7, (task_placement(A, (2,)),))
     step(
         lambda tx: stop_job(
             tx,

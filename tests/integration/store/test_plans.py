@@ -17,13 +17,13 @@ from scheduler.errors import FencedError
 from scheduler.model.execution import IntentKind
 from scheduler.model.lifecycle import EndCause, JobEvent
 from scheduler.model.plan import Eviction, Reason, ReasonCode, SolverReport, Waiting
+from scheduler.model.ports import CommitReport
 from scheduler.model.quantity import AttemptId, JobId
 from scheduler.store import codec, tables
 from scheduler.store.attempts import stop_job
 from scheduler.store.database import Database, Transaction
 from scheduler.store.inventory import sync_nodes
 from scheduler.store.lease import acquire
-from scheduler.store.plans import CommitReport
 
 N0 = node("n0", gpus=2, cpu_milli=4_000, memory_mib=8_192)
 N1 = virtual_node("v1", gpus=8)

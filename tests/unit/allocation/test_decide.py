@@ -5,6 +5,7 @@ from support.clusters import MIXES, NOW, make_job, make_node, random_instance, s
 
 import scheduler.decide
 from policies.priority_age import PriorityAge
+from policies.registry import profile_named
 from scheduler.allocation import knapsack
 from scheduler.allocation.knapsack import Solved
 from scheduler.allocation.verify import Kind, Severity, Violation
@@ -14,10 +15,11 @@ from scheduler.model.ports import Effort
 from scheduler.model.snapshot import Snapshot
 
 ORDER = PriorityAge()
+PROFILE = profile_named("priority-age")
 
 
 def plans(snapshot: Snapshot, effort: Effort | None = None) -> list[Plan]:
-    return list(decide(snapshot, ORDER, effort or Effort(), NOW, 0))
+    return list(decide(snapshot, PROFILE, effort or Effort(), NOW, 0))
 
 
 def trap() -> Snapshot:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from support.clusters import NOW, make_job, make_node, occupy, shape, snapshot_of, two_domains
 
-from policies.priority_age import PriorityAge
+from policies.registry import profile_named
 from scheduler.decide import decide
 from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.node import Node
@@ -17,7 +17,9 @@ from scheduler.model.snapshot import LiveAttempt
 def decided(
     nodes: Sequence[Node], jobs: Sequence[WaitingJob], live: Sequence[LiveAttempt] = ()
 ) -> Plan:
-    return list(decide(snapshot_of(nodes, jobs, live), PriorityAge(), Effort(), NOW, 0))[-1]
+    return list(
+        decide(snapshot_of(nodes, jobs, live), profile_named("priority-age"), Effort(), NOW, 0)
+    )[-1]
 
 
 def record(nodes: Sequence[Node], what: JobShape, live: Sequence[LiveAttempt] = ()) -> Waiting:

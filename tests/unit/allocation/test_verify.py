@@ -7,6 +7,7 @@ import pytest
 from support.clusters import NOW, make_job, make_node, occupy, shape, snapshot_of, two_domains
 
 from policies.priority_age import PriorityAge
+from policies.registry import profile_named
 from scheduler.allocation.verify import Kind, Severity, Violation, check_safety, verify
 from scheduler.decide import decide
 from scheduler.model.job import Topology
@@ -17,6 +18,7 @@ from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 ORDER = PriorityAge()
+PROFILE = profile_named("priority-age")
 A = make_node("a", board=two_domains(), rack="r1")
 B = make_node("b", model="A100", rack="r2")
 C = make_node("c", pool="batch")
@@ -33,7 +35,7 @@ SNAPSHOT = snapshot_of([A, B, C], JOBS, LIVE)
 
 
 def decided(snapshot: Snapshot = SNAPSHOT) -> Plan:
-    return list(decide(snapshot, ORDER, Effort(), NOW, 0))[-1]
+    return list(decide(snapshot, PROFILE, Effort(), NOW, 0))[-1]
 
 
 def check(plan: Plan, snapshot: Snapshot = SNAPSHOT) -> tuple[Violation, ...]:

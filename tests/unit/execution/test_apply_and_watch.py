@@ -11,7 +11,8 @@ from support.fake_executor import FakeExecutor
 
 from scheduler.errors import FencedError
 from scheduler.execution.apply import Applier
-from scheduler.execution.watch import Watcher
+from scheduler.execution.blocking import OnThreads
+from scheduler.execution.watch import LOOKS_MAX, Watcher
 from scheduler.model.execution import Outcome, Phase, Receipt
 from scheduler.model.lifecycle import EndCause, JobState
 
@@ -26,13 +27,19 @@ class World:
         self.slept_s: list[float] = []
         self.clock = ManualClock()
         self.watcher = Watcher(
-            self.store, self.executor, self.clock, on_freed=self._count, sleep=self._sleep
+            self.store,
+            self.executor,
+            self.clock,
+            blocking=OnThreads(LOOKS_MAX, "watch"),
+            on_freed=self._count,
+            sleep=self._sleep,
         )
         self.applier = Applier(
             self.store,
             self.executor,
             self.watcher,
             self.clock,
+            blocking=OnThreads(2 * in_flight_max, "apply"),
             in_flight_max=in_flight_max,
             sleep=self._sleep,
         )

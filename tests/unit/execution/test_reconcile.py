@@ -13,6 +13,7 @@ from support.fake_executor import FakeExecutor
 
 from scheduler.errors import FencedError, StorageError
 from scheduler.execution.apply import Applier
+from scheduler.execution.blocking import OnThreads
 from scheduler.execution.reconcile import (
     DESTRUCTIVE,
     Action,
@@ -153,10 +154,21 @@ class World:
         self.store = FakeExecutionStore()
         self.executor = FakeExecutor()
         self.clock = ManualClock()
-        self.watcher = Watcher(self.store, self.executor, self.clock, on_freed=lambda: None)
-        self.applier = Applier(self.store, self.executor, self.watcher, self.clock, in_flight_max=2)
+        threads = OnThreads(4, "execution")
+        self.watcher = Watcher(
+            self.store, self.executor, self.clock, blocking=threads, on_freed=lambda: None
+        )
+        self.applier = Applier(
+            self.store, self.executor, self.watcher, self.clock, blocking=threads, in_flight_max=2
+        )
         self.reconciler = Reconciler(
-            self.store, self.executor, self.watcher, self.applier, self.clock, every_s=30
+            self.store,
+            self.executor,
+            self.watcher,
+            self.applier,
+            self.clock,
+            blocking=threads,
+            every_s=30,
         )
 
     def passes(self, count: int) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from scheduler.model.job import JobShape, WaitingJob
 from scheduler.model.node import Gpu, Health, Links, Node
-from scheduler.model.plan import NodeUse, TaskPlacement
+from scheduler.model.plan import TaskPlacement
 from scheduler.model.quantity import (
     AttemptId,
     GpuId,
@@ -44,15 +46,7 @@ def _job(name: str) -> WaitingJob:
 
 def _live(name: str, node: Node, gpus: tuple[int, ...]) -> LiveAttempt:
     task = TaskPlacement(0, node.id, tuple(node.gpus[i].id for i in gpus), 500, 100)
-    return LiveAttempt(
-        AttemptId(name),
-        JobId("j"),
-        TenantId("t"),
-        50,
-        preemptible=True,
-        since=UtcSeconds(0),
-        tasks=(task,),
-    )
+    return LiveAttempt(AttemptId(name), _job("j"), UtcSeconds(0), (task,))
 
 
 def test_a_delta_adds_replaces_and_removes() -> None:
@@ -85,9 +79,9 @@ def test_free_is_what_nobody_holds_and_may_be_used() -> None:
     snapshot = Snapshot().apply(
         SnapshotDelta(0, 1, nodes=(node,), live=(_live("l", node, (1, 2)),))
     )
-    use = snapshot.use_by_node()[node.id]
-    assert [gpu.index for gpu in snapshot.free_gpus(node, use)] == [0, 3]
-    assert snapshot.free_resources(node, use) == Resources(2, 7500, 900)
+    free = snapshot.columns.free
+    assert free.gpu.tolist() == [[1000, 0, 0, 1000]]
+    assert (free.whole.tolist(), free.cpu.tolist(), free.memory.tolist()) == ([[2]], [7500], [900])
 
 
 def test_nothing_is_free_on_a_node_that_takes_no_work() -> None:
@@ -96,14 +90,16 @@ def test_nothing_is_free_on_a_node_that_takes_no_work() -> None:
         Node(node.id, "a", node.capacity, node.gpus, cordoned=True),
         Node(node.id, "a", node.capacity, node.gpus, health=Health.UNKNOWN),
     ):
-        assert Snapshot().free_resources(broken, NodeUse()) == Resources()
+        free = Snapshot().apply(SnapshotDelta(0, 1, nodes=(broken,))).columns.free
+        assert not any(amount.any() for amount in (free.gpu, free.whole, free.cpu, free.memory))
 
 
 def test_free_never_goes_below_zero_when_capacity_shrinks() -> None:
     node = _node("a")
-    assert Snapshot().free_resources(node, NodeUse(cpu_milli=99_000, memory_mib=5)) == Resources(
-        2, 0, 995
-    )
+    held = TaskPlacement(0, node.id, (), 99_000, 5)
+    live = replace(_live("l", node, ()), tasks=(held,))
+    free = Snapshot().apply(SnapshotDelta(0, 1, nodes=(node,), live=(live,))).columns.free
+    assert (free.whole.sum(), free.cpu.tolist(), free.memory.tolist()) == (2, [0], [995])
 
 
 def test_nvlink_domains_are_the_connected_parts() -> None:

@@ -8,7 +8,7 @@ from support.clusters import NOW, make_job, make_node, shape
 
 from scheduler.decide import decide
 from scheduler.model.plan import Plan
-from scheduler.model.ports import Effort, QueueOrder
+from scheduler.model.ports import Effort, Profile
 from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import Snapshot, SnapshotDelta
 from scheduler.solver_protocol import (
@@ -74,7 +74,7 @@ def test_a_delta_that_does_not_follow_is_an_error() -> None:
 
 def test_a_defect_is_told_after_what_was_found() -> None:
     def broken(
-        snapshot: Snapshot, order: QueueOrder, effort: Effort, now: UtcSeconds, seed: int
+        snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
     ) -> Iterator[Plan]:
         yield Plan(snapshot.revision)
         raise ZeroDivisionError("by design")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from scheduler.agent.virtual import VirtualInventory, parse_virtual
 from scheduler.errors import ConfigurationError
+from scheduler.ids import node_id
 from scheduler.model.ports import Inventory
+from scheduler.virtual import VirtualInventory, parse_virtual
 
 
 def test_sixteen_boxes_of_eight() -> None:
@@ -58,3 +61,10 @@ def test_a_bad_text_is_refused_by_name(text: str, complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=r"virtual cluster") as raised:
         VirtualInventory(text)
     assert complaint in str(raised.value)
+
+
+def test_node_ids_depend_on_the_identity_alone() -> None:
+    first = node_id("one")
+    assert re.fullmatch(r"n-[0-9a-v]{16}", first)
+    assert node_id("one") == first
+    assert node_id("two") != first

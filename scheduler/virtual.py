@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduler.agent import host
-from scheduler.agent.links import uniform_links
 from scheduler.errors import ConfigurationError
-from scheduler.model.node import Gpu, Node
+from scheduler.ids import node_id
+from scheduler.model.node import Gpu, Links, Node
 from scheduler.model.quantity import GpuId, Resources
 
 _GPUS_PER_NODE_MAX = 16
@@ -107,7 +106,7 @@ def _node(number: int, model: str, gpus: int) -> Node:
     name = f"virtual-{number:03d}"
     kind = _KINDS[model]
     return Node(
-        id=host.node_id(name),
+        id=node_id(name),
         name=name,
         capacity=Resources(
             gpus=gpus,
@@ -123,7 +122,7 @@ def _node(number: int, model: str, gpus: int) -> Node:
             )
             for index in range(gpus)
         ),
-        links=uniform_links(gpus, kind.nvlinks, kind.pair_gbps),
+        links=Links.uniform(gpus, kind.nvlinks, kind.pair_gbps),
         rack=f"virtual-rack-{number // _NODES_PER_RACK:02d}",
         simulated=True,
     )

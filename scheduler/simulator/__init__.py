@@ -1,0 +1,1 @@
+"""The simulator: the daemon's own cycle under a simulated clock, on recorded workloads."""

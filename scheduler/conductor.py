@@ -89,6 +89,9 @@ class Conductor:
             return True
         self._failures = 0
         await asyncio.sleep(self._pace.rest_ratio * report.duration_s)
+        if report.deferred:  # there is more to start: no need to be woken
+            self._woken.clear()
+            return True
         if report.refused:  # the world had moved on: look again at once
             await asyncio.sleep(self._pace.batch_window_s)
             self._woken.clear()

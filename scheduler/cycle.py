@@ -74,6 +74,7 @@ class CycleReport:
         rejected: violations of a plan that was thrown away; empty when it was sound.
         placed: jobs that are ASSIGNED now.
         evicted: attempts that were told to stop.
+        deferred: jobs that have a place but were left to the next cycle, to keep this one short.
         refused: jobs whose placement the commit refused, with why; they stay PENDING.
         duration_s: wall time from snapshot to commit.
     """
@@ -87,6 +88,7 @@ class CycleReport:
     decision_id: DecisionId | None = None
     placed: tuple[JobId, ...] = ()
     evicted: tuple[AttemptId, ...] = ()
+    deferred: int = 0
     refused: tuple[tuple[JobId, str], ...] = ()
     value: float = 0.0
     bound: float = 0.0
@@ -168,6 +170,7 @@ async def run_cycle(
         decision_id=committed.decision_id,
         placed=committed.placed,
         evicted=committed.evicted,
+        deferred=plan.solver.deferred,
         refused=committed.refused,
         value=plan.value,
         bound=plan.bound,
@@ -221,7 +224,7 @@ def _could_matter(
 
 def _stuck(plan: Plan, committed: CommitReport) -> frozenset[str]:
     """Classes that the plan looked at and could not place for want of room."""
-    if committed.refused or plan.solver.skipped:
+    if committed.refused or plan.solver.skipped or plan.solver.deferred:
         return frozenset()
     return frozenset(
         record.class_key

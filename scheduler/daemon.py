@@ -43,7 +43,7 @@ from scheduler.execution.reconcile import Reconciler
 from scheduler.execution.watch import LOOKS_MAX, Watcher
 from scheduler.ids import SystemIds
 from scheduler.model.node import Node
-from scheduler.model.ports import Effort, Inventory
+from scheduler.model.ports import Inventory
 from scheduler.model.quantity import UtcSeconds
 from scheduler.observability import Metrics
 from scheduler.settings import ApiSettings, Settings
@@ -288,15 +288,12 @@ class Daemon:
         solver = SolverProcess()
         conductor = Conductor(
             CycleContext(
-                store=DatabaseCycleStore(self.database, self.epoch, self._ids),
+                store=DatabaseCycleStore(
+                    self.database, self.epoch, self._ids, settings.placement.terms
+                ),
                 solver=solver,
                 policy=profile_named(settings.queue.policy).name,
-                effort=Effort(
-                    milp_nodes_max=settings.cycle.milp_nodes_max,
-                    columns_max=settings.cycle.columns_max,
-                    gap_target=settings.cycle.gap_target,
-                    order_max=settings.cycle.order_max,
-                ),
+                effort=settings.cycle.effort,
                 seed=settings.cycle.seed,
                 hard_limit_s=settings.cycle.hard_limit_s,
                 clock=self._clock,

@@ -12,6 +12,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from scheduler.model.node import PriceClass
+from scheduler.model.ports import Effort
+from scheduler.model.terms import Price, Terms, Weights
+
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -48,7 +52,7 @@ class QueueSettings(_Section):
     """Accepting and ordering jobs.
 
     Attributes:
-        policy: queue order, a name from the policy registry.
+        policy: a profile of the policy registry: who is next, and where work sits.
         waiting_jobs_max: a tenant's waiting jobs; one more is refused with 429.
         idempotency_keep_s: how long a key is remembered.
         free_requeues_max: infrastructure failures in a row before a job is quarantined.
@@ -77,6 +81,8 @@ class CycleSettings(_Section):
         columns_max: largest exact model built; above it the LP bound and rounding serve.
         gap_target: deciding stops when the proven relative gap is at most this.
         order_max: how many jobs of the queue's front the solver looks at.
+        lp_iterations_max: simplex iterations of one linear program.
+        placements_max: how many jobs one cycle starts at most; the rest follow in the next.
         seed: solver seed.
     """
 
@@ -86,8 +92,73 @@ class CycleSettings(_Section):
     milp_nodes_max: Annotated[int, Field(ge=1)] = 2_000
     columns_max: Annotated[int, Field(ge=1)] = 9_000
     gap_target: Annotated[float, Field(ge=0)] = 0.001
-    order_max: Annotated[int, Field(ge=1)] = 5_000
+    order_max: Annotated[int, Field(ge=1)] = 20_000
+    lp_iterations_max: Annotated[int, Field(ge=1)] = 200_000
+    placements_max: Annotated[int, Field(ge=1)] = 400
     seed: int = 0
+
+    @property
+    def effort(self) -> Effort:
+        """What of it a decision needs."""
+        return Effort(
+            milp_nodes_max=self.milp_nodes_max,
+            columns_max=self.columns_max,
+            lp_iterations_max=self.lp_iterations_max,
+            gap_target=self.gap_target,
+            order_max=self.order_max,
+            placements_max=self.placements_max,
+        )
+
+
+class PlacementSettings(_Section):
+    """How much each quality of a place counts when several places hold a job.
+
+    The first six choose between places and compare directly. `price_value` and the prices enter
+    the objective itself: a job may wait for a cheaper node when it is not worth the price.
+
+    Attributes:
+        fragmentation_weight: expected loss of room for the usual mix of jobs (FGD, ATC'23).
+        tightness_weight: leave as little as possible free on the node (best fit).
+        balance_weight: keep CPU and memory beside the GPUs that stay free.
+        topology_weight: prefer well-linked GPUs for gangs, whole racks for large ones.
+        spread_weight: spread a tenant's tasks over nodes; 0 packs them.
+        price_weight: prefer cheap nodes among equals.
+        price_value: objective units of one unit of price; 0 leaves price to the weight above.
+        price_reserved: price of a GPU for an hour on reserved nodes.
+        price_on_demand: the same, on-demand.
+        price_spot: the same, spot.
+    """
+
+    fragmentation_weight: Annotated[float, Field(ge=0)] = 1.0
+    tightness_weight: Annotated[float, Field(ge=0)] = 0.1
+    balance_weight: Annotated[float, Field(ge=0)] = 0.1
+    topology_weight: Annotated[float, Field(ge=0)] = 0.2
+    spread_weight: Annotated[float, Field(ge=0)] = 0.0
+    price_weight: Annotated[float, Field(ge=0)] = 0.1
+    price_value: Annotated[float, Field(ge=0)] = 0.0
+    price_reserved: Annotated[float, Field(ge=0)] = 0.0
+    price_on_demand: Annotated[float, Field(ge=0)] = 0.0
+    price_spot: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def terms(self) -> Terms:
+        """Weights and prices as the objective takes them."""
+        return Terms(
+            Weights(
+                fragmentation=self.fragmentation_weight,
+                tightness=self.tightness_weight,
+                balance=self.balance_weight,
+                topology=self.topology_weight,
+                spread=self.spread_weight,
+                price=self.price_weight,
+            ),
+            prices=(
+                Price(PriceClass.RESERVED, self.price_reserved),
+                Price(PriceClass.ON_DEMAND, self.price_on_demand),
+                Price(PriceClass.SPOT, self.price_spot),
+            ),
+            price_weight=self.price_value,
+        )
 
 
 class ExecutionSettings(_Section):
@@ -158,6 +229,7 @@ class Settings(BaseSettings):
     api: ApiSettings = ApiSettings()
     queue: QueueSettings = QueueSettings()
     cycle: CycleSettings = CycleSettings()
+    placement: PlacementSettings = PlacementSettings()
     execution: ExecutionSettings = ExecutionSettings()
     store: StoreSettings = StoreSettings()
     virtual: str = ""

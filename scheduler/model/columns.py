@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.model.node import Node
+from scheduler.model.node import Links, Node, PriceClass
 from scheduler.model.plan import TaskPlacement
 from scheduler.model.quantity import WHOLE_GPU_MILLI, GpuId, NodeId
 
@@ -33,13 +33,14 @@ class NodeTable:
         nodes: by (name, id); the row is the position here.
         row_of: row of each node.
         gpu_at: (row, GPU index) of each GPU.
-        models, pools, racks: names by code. An unlabelled rack is a rack of its own.
+        models, pools, racks, prices, boards: names by code. An unlabelled rack is a rack of its
+            own; a price is a price class, a board the links between a node's GPUs.
         gpu_model: (N, G) model code of each GPU, `NO_GPU` where there is none.
         gpu_open: (N, G) whether new work may use the GPU: node and GPU healthy, not cordoned.
         gpu_domain: (N, G) number of its NVLink domain within the node.
         open: (N,) whether the node takes new work.
         cpu, memory: (N,) capacity for jobs, milli-CPU and MiB.
-        pool, rack: (N,) codes.
+        pool, rack, price, board: (N,) codes.
         model: (N,) code of the node's GPU model, `NO_GPU` without GPUs or with several models.
         mixed: whether any node has GPUs of several models.
     """
@@ -50,6 +51,8 @@ class NodeTable:
     models: tuple[str, ...]
     pools: tuple[str, ...]
     racks: tuple[str, ...]
+    prices: tuple[PriceClass, ...]
+    boards: tuple[Links, ...]
     gpu_model: Ints
     gpu_open: Bools
     gpu_domain: Ints
@@ -58,6 +61,8 @@ class NodeTable:
     memory: Ints
     pool: Ints
     rack: Ints
+    price: Ints
+    board: Ints
     model: Ints
     mixed: bool
 
@@ -68,6 +73,9 @@ class NodeTable:
         models = tuple(sorted({gpu.model for node in rows for gpu in node.gpus}))
         pools = tuple(sorted({str(node.pool) for node in rows}))
         racks = tuple(sorted({rack_label(node) for node in rows}))
+        prices = tuple(sorted({node.price_class for node in rows}))
+        boards: dict[Links, int] = {}
+        board = [boards.setdefault(node.links, len(boards)) for node in rows]
         code = {name: number for number, name in enumerate(models)}
         pool_code = {name: number for number, name in enumerate(pools)}
         rack_code = {name: number for number, name in enumerate(racks)}
@@ -94,6 +102,8 @@ class NodeTable:
             models=models,
             pools=pools,
             racks=racks,
+            prices=prices,
+            boards=tuple(boards),
             gpu_model=gpu_model,
             gpu_open=gpu_open,
             gpu_domain=gpu_domain,
@@ -102,6 +112,8 @@ class NodeTable:
             memory=np.array([node.capacity.memory_mib for node in rows], dtype=np.int64),
             pool=np.array([pool_code[str(node.pool)] for node in rows], dtype=np.int64),
             rack=np.array([rack_code[rack_label(node)] for node in rows], dtype=np.int64),
+            price=np.array([prices.index(node.price_class) for node in rows], dtype=np.int64),
+            board=np.array(board, dtype=np.int64),
             model=np.where(alike, highest, NO_GPU).astype(np.int64),
             mixed=bool((~alike & (highest != NO_GPU)).any()),
         )

@@ -142,6 +142,7 @@ class SolverReport:
         nodes_explored: branch-and-bound nodes.
         proved: whether the bound came from an exact model (else from its LP relaxation).
         skipped: eligible jobs beyond the effort's `order_max`: neither looked at nor bounded.
+        deferred: jobs that have a place but start in the next cycle, to keep this one short.
         notes: what went wrong on the way, if anything (a refused solver answer, a limit).
     """
 
@@ -151,6 +152,7 @@ class SolverReport:
     nodes_explored: int = 0
     proved: bool = False
     skipped: int = 0
+    deferred: int = 0
     notes: tuple[str, ...] = ()
 
 

@@ -7,6 +7,7 @@ it runs (I6).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,24 +22,36 @@ from sqlalchemy import (
 )
 
 from scheduler.ids import IdSource
-from scheduler.jobspec import parse_job_json
 from scheduler.model.execution import IntentKind, LaunchOrder, RankExit, StopOrder
 from scheduler.model.lifecycle import EndCause, Instruction, JobEvent, JobState, Move, move
-from scheduler.model.quantity import AttemptId, IntentId, JobId, UtcSeconds
+from scheduler.model.quantity import AttemptId, JobId, UtcSeconds
 from scheduler.store import codec
 from scheduler.store.tables import allocations, attempts, intents, nodes
 from scheduler.store.transaction import Transaction
-from scheduler.store.transitions import apply_event, load_job
+from scheduler.store.transitions import JobMove, apply_event_to_all, load_job
 
 LIVE = and_(text("attempts.live"), attempts.c.live.is_(True))
 """Live attempts. Said twice: SQLite takes a partial index only for the very words of its WHERE, and
 searches it only for an equality; without, it scans the attempts of all time."""
 OPEN = text("intents.state IN ('pending', 'claimed')")
 
+_CHUNK = 500
+_NAMED = 3
+"""Rows that an error names."""
 _INSERT_INTENT = insert(intents)
 _LIVE_OF_JOB = select(attempts).where(attempts.c.job_id == bindparam("job_id"), LIVE)
 _HELD = select(allocations.c.node_id, allocations.c.resource, allocations.c.amount).where(
-    allocations.c.attempt_id == bindparam("attempt_id"), allocations.c.live.is_(True)
+    allocations.c.attempt_id.in_(bindparam("attempt_ids", expanding=True)),
+    allocations.c.live.is_(True),
+)
+_LAUNCHES = select(intents.c.attempt_id, intents.c.order_json).where(
+    intents.c.attempt_id.in_(bindparam("attempt_ids", expanding=True)),
+    intents.c.kind == IntentKind.LAUNCH.value,
+)
+_CLOSE = (
+    update(attempts)
+    .where(attempts.c.id == bindparam("of"), attempts.c.live.is_(True))
+    .values(live=False)
 )
 _FREE = (
     update(allocations)
@@ -126,127 +139,210 @@ def stop_job(
         IllegalMoveError, ConflictError, NotFoundError: as `apply_event`.
     """
     row = load_job(tx, job) if isinstance(job, str) else job
-    attempt = live_attempt(tx, JobId(row.id))
-    orders = move(JobState(row.state), event, f"job {row.id}, version {row.version}").instructions
+    (moved,) = stop_jobs(
+        tx,
+        [(row, live_attempt(tx, JobId(row.id)))],
+        event,
+        cause=cause,
+        now=now,
+        ids=ids,
+        epoch=epoch,
+        desired=desired,
+        message=message,
+    )
+    return moved
+
+
+def stop_jobs(
+    tx: Transaction,
+    found: Sequence[tuple[Row[Any], Row[Any] | None]],
+    event: JobEvent,
+    *,
+    cause: EndCause,
+    now: UtcSeconds,
+    ids: IdSource,
+    epoch: int | None = None,
+    desired: str | None = None,
+    message: str = "",
+) -> tuple[Move, ...]:
+    """As `stop_job`, for the rows of several jobs, each with the row of its live attempt.
+
+    Raises:
+        IllegalMoveError, ConflictError: as `apply_event_to_all`.
+        LedgerError: as `close_attempts`.
+
+    Cost: about ten statements, however many jobs, and two for each `_CHUNK` of attempts.
+    """
     end = End(cause, now, message=message)
+    detail = {"cause": cause, "message": message}
+    moves = [
+        JobMove(
+            job,
+            None if attempt is None else AttemptId(attempt.id),
+            detail,
+            _told(job, event, end, desired),
+        )
+        for job, attempt in found
+    ]
+    made = apply_event_to_all(tx, moves, event, now=now)
+    close: list[tuple[AttemptId, int]] = []
+    stop: list[tuple[Row[Any], Row[Any]]] = []
+    for (job, attempt), moved in zip(found, made, strict=True):
+        if attempt is None:
+            continue
+        if Instruction.CLOSE_ATTEMPT in moved.move.instructions:
+            close.append((AttemptId(attempt.id), moved.revision))
+        if Instruction.REQUEST_STOP in moved.move.instructions:
+            stop.append((job, attempt))
+    close_attempts(tx, close, end, now=now)
+    _order_stops(tx, stop, cause, now=now, ids=ids, epoch=epoch)
+    return tuple(moved.move for moved in made)
+
+
+def _told(job: Row[Any], event: JobEvent, end: End, desired: str | None) -> dict[str, object]:
+    """What the job's row tells of the stop."""
     changes: dict[str, object] = {} if desired is None else {"desired": desired}
+    orders = move(JobState(job.state), event, f"job {job.id}, version {job.version}").instructions
     if desired == "stop" or Instruction.CLOSE_ATTEMPT in orders:
         changes |= end.job_columns
-    found = apply_event(
-        tx,
-        row,
-        event,
-        now=now,
-        attempt_id=None if attempt is None else AttemptId(attempt.id),
-        detail={"cause": cause, "message": message},
-        changes=changes,
-    )
-    if attempt is not None and Instruction.CLOSE_ATTEMPT in orders:
-        close_attempt(tx, AttemptId(attempt.id), end, now=now)
-    if attempt is not None and Instruction.REQUEST_STOP in orders:
-        _order_stop(tx, row, attempt, cause, now=now, ids=ids, epoch=epoch)
-    return found
+    return changes
 
 
 def close_attempt(tx: Transaction, attempt_id: AttemptId, end: End, *, now: UtcSeconds) -> None:
-    """End an attempt: free its allocations, give back node sums, withdraw open intents.
+    """End one attempt, by the move that was journalled last, as `close_attempts` does."""
+    close_attempts(tx, [(attempt_id, tx.head_revision)], end, now=now)
 
-    Cost: five statements and one per node.
+
+def close_attempts(
+    tx: Transaction, closing: Sequence[tuple[AttemptId, int]], end: End, *, now: UtcSeconds
+) -> None:
+    """End attempts: free their allocations, give back node sums, withdraw open intents.
+
+    Args:
+        tx: a write transaction.
+        closing: the attempts, each with the revision of the move that closes it.
+        end: how all of them ended.
+        now: when their allocations are free again.
+
+    Cost: five statements, and one more for each further `_CHUNK` attempts.
 
     Raises:
-        LedgerError: the attempt is not live, or the sums do not add up.
+        LedgerError: an attempt is not live, or the sums do not add up.
     """
-    connection = tx.connection
-    closed = connection.execute(
-        update(attempts)
-        .where(attempts.c.id == attempt_id, attempts.c.live.is_(True))
-        .values(
-            live=False,
-            ended_at=end.at,
-            end_cause=end.cause.value,
-            exit_code=end.exit.exit_code if end.exit else None,
-            exit_signal=end.exit.signal if end.exit else None,
-            message=end.message,
-            # The move that closes it was journalled just before.
-            revision=tx.head_revision,
-        )
-    )
-    if closed.rowcount != 1:
-        raise LedgerError(f"attempt {attempt_id} is not live, so it cannot end")
+    if not closing:
+        return
+    run = tx.connection.execute
+    ended = {
+        "ended_at": end.at,
+        "end_cause": end.cause.value,
+        "exit_code": end.exit.exit_code if end.exit else None,
+        "exit_signal": end.exit.signal if end.exit else None,
+        "message": end.message,
+    }
+    closed = run(_CLOSE, [{"of": of, "revision": at, **ended} for of, at in closing])
+    if closed.rowcount != len(closing):
+        named = ", ".join(of for of, _ in closing[:_NAMED])
+        raise LedgerError(f"attempt {named} is not live, so it cannot end")
+    ids = [of for of, _ in closing]
+    _give_back(tx, ids)
+    run(_FREE, [{"of": of, "at": now} for of in ids])
+    message = f"the attempt ended: {end.cause}"
+    for was, becomes in (("pending", "void"), ("claimed", "done")):
+        settled = {"was": was, "state": becomes, "settled_at": now, "message": message}
+        run(_CLOSE_INTENTS, [{"of": of, **settled} for of in ids])
+
+
+def _give_back(tx: Transaction, attempt_ids: Sequence[AttemptId]) -> None:
+    """Take what these attempts hold off the sums of their nodes.
+
+    Raises:
+        LedgerError: the sums do not add up.
+    """
     cpu: Counter[str] = Counter()
     memory: Counter[str] = Counter()
-    for held in connection.execute(_HELD, {"attempt_id": attempt_id}):
-        if held.resource == "cpu":
-            cpu[held.node_id] += held.amount
-        elif held.resource == "memory":
-            memory[held.node_id] += held.amount
-    connection.execute(_FREE, {"of": attempt_id, "at": now})
-    for node_id in sorted(cpu.keys() | memory.keys()):
-        given = connection.execute(
-            _GIVE_BACK, {"node": node_id, "cpu": cpu[node_id], "memory": memory[node_id]}
-        )
-        if given.rowcount != 1:
-            raise LedgerError(f"node {node_id} gives back more than is used of it")
-    for was, becomes in (("pending", "void"), ("claimed", "done")):
-        connection.execute(
-            _CLOSE_INTENTS,
-            {
-                "of": attempt_id,
-                "was": was,
-                "state": becomes,
-                "settled_at": now,
-                "message": f"the attempt ended: {end.cause}",
-            },
-        )
+    for start in range(0, len(attempt_ids), _CHUNK):
+        chunk = attempt_ids[start : start + _CHUNK]
+        for held in tx.connection.execute(_HELD, {"attempt_ids": chunk}):
+            if held.resource == "cpu":
+                cpu[held.node_id] += held.amount
+            elif held.resource == "memory":
+                memory[held.node_id] += held.amount
+    sums = [
+        {"node": node_id, "cpu": cpu[node_id], "memory": memory[node_id]}
+        for node_id in sorted(cpu.keys() | memory.keys())
+    ]
+    if sums and tx.connection.execute(_GIVE_BACK, sums).rowcount != len(sums):
+        named = ", ".join(str(each["node"]) for each in sums[:_NAMED])
+        raise LedgerError(f"node {named} gives back more than is used of it")
 
 
-def _order_stop(
+def _order_stops(
     tx: Transaction,
-    job: Row[Any],
-    attempt: Row[Any],
+    stopping: Sequence[tuple[Row[Any], Row[Any]]],
     cause: EndCause,
     *,
     now: UtcSeconds,
     ids: IdSource,
     epoch: int | None,
 ) -> None:
-    spec, _ = parse_job_json(job.document)
-    order = StopOrder(
-        attempt_id=AttemptId(attempt.id),
-        epoch=attempt.epoch if epoch is None else epoch,
-        cause=cause,
-        grace_s=spec.checkpoint.grace_s,
-    )
-    insert_intent(tx, job.tenant_id, JobId(job.id), IntentKind.STOP, order, now=now, ids=ids)
+    grace_s = _grace_s(tx, [attempt.id for _, attempt in stopping])
+    orders = [
+        (
+            job,
+            StopOrder(
+                attempt_id=AttemptId(attempt.id),
+                epoch=attempt.epoch if epoch is None else epoch,
+                cause=cause,
+                grace_s=grace_s[attempt.id],
+            ),
+        )
+        for job, attempt in stopping
+    ]
+    insert_intents(tx, IntentKind.STOP, orders, now=now, ids=ids)
 
 
-def insert_intent(
+def _grace_s(tx: Transaction, attempt_ids: Sequence[str]) -> dict[str, float]:
+    """The grace that each attempt was launched with.
+
+    Not that of the job's document: this version may no longer be able to read it, and whatever runs
+    must be able to be stopped.
+    """
+    found: dict[str, float] = {}
+    for start in range(0, len(attempt_ids), _CHUNK):
+        chunk = attempt_ids[start : start + _CHUNK]
+        for row in tx.connection.execute(_LAUNCHES, {"attempt_ids": chunk}):
+            found[row.attempt_id] = codec.launch_order(row.order_json).grace_s
+    return found
+
+
+def insert_intents(
     tx: Transaction,
-    tenant: str,
-    job_id: JobId,
     kind: IntentKind,
-    order: LaunchOrder | StopOrder,
+    orders: Sequence[tuple[Row[Any], LaunchOrder | StopOrder]],
     *,
     now: UtcSeconds,
     ids: IdSource,
-) -> IntentId:
-    """Order an outside effect (I5); it happens only after this transaction commits."""
-    intent_id = IntentId(ids.new("i"))
+) -> None:
+    """Order outside effects (I5), each with its job; they happen only after this commits."""
+    if not orders:
+        return
     tx.connection.execute(
         _INSERT_INTENT,
-        {
-            "id": intent_id,
-            "tenant_id": tenant,
-            "attempt_id": order.attempt_id,
-            "job_id": job_id,
-            "kind": kind.value,
-            "state": "pending",
-            "epoch": order.epoch,
-            "order_json": codec.text(order),
-            "created_at": now,
-            "claimed_at": None,
-            "settled_at": None,
-            "message": "",
-        },
+        [
+            {
+                "id": ids.new("i"),
+                "tenant_id": job.tenant_id,
+                "attempt_id": order.attempt_id,
+                "job_id": job.id,
+                "kind": kind.value,
+                "state": "pending",
+                "epoch": order.epoch,
+                "order_json": codec.text(order),
+                "created_at": now,
+                "claimed_at": None,
+                "settled_at": None,
+                "message": "",
+            }
+            for job, order in orders
+        ],
     )
-    return intent_id

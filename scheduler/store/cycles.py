@@ -10,9 +10,9 @@ from scheduler.model.ports import CommitReport, DecisionMeta
 from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import SnapshotDelta
 from scheduler.model.terms import Terms
-from scheduler.store.database import Database
 from scheduler.store.plans import commit_plan
 from scheduler.store.snapshot import load_delta
+from scheduler.store.transaction import Transactions
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class DatabaseCycleStore:
         terms: costs and limits that this daemon was told to keep.
     """
 
-    database: Database
+    database: Transactions
     epoch: int
     ids: IdSource
     terms: Terms = field(default_factory=Terms)

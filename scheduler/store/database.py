@@ -46,6 +46,7 @@ class Database:
             committed=self._tell_listeners,
             failed=self._tell_failure,
         )
+        self._writer.start()
 
     @classmethod
     def open(cls, settings: StoreSettings, *, clock: Clock) -> Database:

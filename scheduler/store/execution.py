@@ -27,10 +27,9 @@ from scheduler.model.lifecycle import EndCause, JobEvent, JobState
 from scheduler.model.quantity import AttemptId, IntentId, JobId, UtcSeconds
 from scheduler.store import codec, lease
 from scheduler.store.attempts import LIVE, OPEN, stop_job
-from scheduler.store.database import Database
 from scheduler.store.outcome import Limits, apply_observation, launch_refused
 from scheduler.store.tables import attempts, intents, jobs
-from scheduler.store.transaction import Transaction
+from scheduler.store.transaction import Transaction, Transactions
 from scheduler.store.transitions import apply_event
 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
@@ -90,7 +89,7 @@ class SqlExecutionStore:
 
     def __init__(
         self,
-        database: Database,
+        database: Transactions,
         *,
         epoch: int,
         ids: IdSource,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import psycopg
 from sqlalchemy import Connection
 
 from scheduler.model.quantity import PrincipalId, TenantId, UtcSeconds
 from scheduler.store.journal import Journal, head_revision
+
+T = TypeVar("T")
 
 
 class Transaction:
@@ -106,3 +109,17 @@ class Transaction:
         if self._journal is None:
             raise RuntimeError("this is a read transaction; use Database.write to change anything")
         return self._journal
+
+
+class Transactions(Protocol):
+    """Where transactions run: a `Database`, or a simulated one."""
+
+    async def write(
+        self, command: Callable[[Transaction], T], *, failpoint: str | None = None
+    ) -> T:
+        """Run `command` in a write transaction; answers after the COMMIT that keeps it."""
+        ...
+
+    async def read(self, query: Callable[[Transaction], T]) -> T:
+        """Run `query` on one consistent state."""
+        ...

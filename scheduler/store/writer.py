@@ -59,10 +59,10 @@ class Writer:
         committed: Callable[[int], None],
         failed: Callable[[BaseException], None],
     ) -> None:
-        """Start the thread.
+        """Take commands from now on; `start` the thread that serves them.
 
         Args:
-            engine: the writer engine; this thread is its only user from here on.
+            engine: the writer engine; whoever serves is its only user from here on.
             commands_per_commit_max: bound of a shared transaction.
             queue_max: commands that may wait; one more is refused.
             committed: called on the writer thread with each new head revision.
@@ -81,6 +81,9 @@ class Writer:
         self.trouble = ""
         """Why the last transaction could not be stored; empty once one was."""
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+
+    def start(self) -> None:
+        """Serve on a thread of its own until `close`."""
         self._thread.start()
 
     def submit(self, command: Callable[[Transaction], T], failpoint: str | None) -> Future[T]:
@@ -120,15 +123,23 @@ class Writer:
             with self._wake:
                 while not self._queue and not self._closing:
                     self._wake.wait()
-                size = min(len(self._queue), self._batch_max)
-                taken = [self._queue.popleft() for _ in range(size)]
-            if not taken:
+            if not self.serve_waiting():
                 self._drop_connection()
                 return
-            # A caller that gave up before its turn leaves no trace.
-            batch = [each for each in taken if each.future.set_running_or_notify_cancel()]
-            if batch:
-                self._serve(batch)
+
+    def serve_waiting(self) -> bool:
+        """Carry out what waits, up to the bound, in one transaction; False when nothing waits.
+
+        The thread's work. Simulations call it in their own time instead of starting the thread.
+        """
+        with self._wake:
+            size = min(len(self._queue), self._batch_max)
+            taken = [self._queue.popleft() for _ in range(size)]
+        # A caller that gave up before its turn leaves no trace.
+        batch = [each for each in taken if each.future.set_running_or_notify_cancel()]
+        if batch:
+            self._serve(batch)
+        return bool(taken)
 
     def _serve(self, batch: list[_Command]) -> None:
         try:
@@ -244,7 +255,7 @@ def _carry_out(tx: Transaction, batch: list[_Command]) -> list[_Outcome]:
 
 
 def _hit_points(batch: Iterable[_Command], *moments: str) -> None:
-    for prefix in {command.failpoint for command in batch if command.failpoint}:
+    for prefix in sorted({command.failpoint for command in batch if command.failpoint}):
         for moment in moments:
             name = f"{prefix}-{moment}"
             if name in failpoints.NAMES:

@@ -13,14 +13,58 @@ Answers are kept per (link matrix, free set, size), so that a node type pays for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import fsum
 
+import numpy as np
+
+from scheduler.model.columns import NO_GPU, Bools, Free
 from scheduler.model.node import Links
+from scheduler.model.quantity import WHOLE_GPU_MILLI
 
 EXACT_GPUS_MAX = 12
+ANSWERS_MAX = 65_536
+
+
+class Board:
+    """One kind of board: which of its free GPUs are best, each question answered once.
+
+    Behind a switch all pairs are alike, so the lowest indexes are as good as any.
+    """
+
+    __slots__ = ("_answers", "links", "uniform")
+
+    def __init__(self, links: Links) -> None:
+        self.links = links
+        self.uniform = _uniform(links, frozenset(range(len(links.bandwidth_gbps))))
+        self._answers: dict[tuple[tuple[int, ...], int], tuple[int, ...]] = {}
+
+    def best(self, free: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The best `size` of the `free` indexes (ascending), in ring order; see `best_subset`.
+
+        Raises:
+            ValueError: fewer than `size` GPUs are free.
+        """
+        if size > len(free):
+            raise ValueError(f"{size} GPUs asked of {len(free)} free ones")
+        if self.uniform or size == 0:
+            return free[:size]
+        key = (free, size)
+        answer = self._answers.get(key)
+        if answer is None:
+            if len(self._answers) >= ANSWERS_MAX:
+                self._answers.clear()
+            answer = best_subset(self.links, frozenset(free), size)
+            self._answers[key] = answer
+        return answer
+
+
+@lru_cache(maxsize=256)
+def board_of(links: Links) -> Board:
+    """The board with these links."""
+    return Board(links)
 
 
 def mean_pair_bandwidth(links: Links, gpus: Iterable[int]) -> float:
@@ -162,3 +206,67 @@ def _nearest_neighbour(links: Links, order: list[int]) -> tuple[int, ...]:
         path.append(max(sorted(left), key=lambda gpu: (_bandwidth(links, path[-1], gpu), -gpu)))
         left.remove(path[-1])
     return tuple(path)
+
+
+def whole_gpus(
+    free: Free,
+    row: int,
+    sizes: tuple[int, int],
+    codes: Sequence[int],
+    *,
+    ranked: bool,
+    one_domain: bool,
+) -> tuple[int, ...] | None:
+    """Exact GPUs of one node for workers that take whole GPUs, or None when they do not fit.
+
+    All of them are of one model wherever one has enough, and are chosen as one set in ring order;
+    only else several models serve, each for whole workers.
+
+    Args:
+        free: what is free.
+        row: the node.
+        sizes: (workers, GPUs of each).
+        codes: model codes to choose from.
+        ranked: whether `codes` come in the job's order of preference; else the model with the least
+            room that is enough is taken.
+        one_domain: all must share an NVLink domain: the one with the least room, then best links.
+    """
+    table = free.table
+    board = board_of(table.boards[table.board[row]])
+    workers, each = sizes
+    size = workers * each
+    entire = free.gpu[row] == WHOLE_GPU_MILLI
+    if one_domain:
+        sets = _in_domains(free, row, entire, codes)
+    elif table.model[row] != NO_GPU:
+        sets = [tuple(np.flatnonzero(entire).tolist())]
+    else:
+        models = table.gpu_model[row]
+        sets = [tuple(np.flatnonzero(entire & (models == code)).tolist()) for code in codes]
+    enough = [found for found in sets if len(found) >= size]
+    if len(enough) > 1 and (one_domain or not ranked):
+        enough = [min(enough, key=lambda found: _cost_of(board, found, size))]
+    if enough:
+        return board.best(enough[0], size)
+    if one_domain or sum(len(found) // each for found in sets) < workers:
+        return None
+    gpus: list[int] = []
+    for found in sorted(sets, key=len, reverse=True):
+        part = min(size - len(gpus), len(found) // each * each)
+        gpus += board.best(found, part)
+    return tuple(gpus)
+
+
+def _in_domains(free: Free, row: int, entire: Bools, codes: Sequence[int]) -> list[tuple[int, ...]]:
+    """The entirely free GPUs of one node, by (model, NVLink domain)."""
+    domain, models = free.table.gpu_domain[row], free.table.gpu_model[row]
+    return [
+        tuple(np.flatnonzero(entire & (domain == number) & (models == code)).tolist())
+        for code in codes
+        for number in range(int(domain.max(initial=NO_GPU)) + 1)
+    ]
+
+
+def _cost_of(board: Board, free: tuple[int, ...], size: int) -> tuple[int, float, tuple[int, ...]]:
+    """How little a set of free GPUs suits `size` of them: room left over, then worse links."""
+    return len(free), -mean_pair_bandwidth(board.links, board.best(free, size)), free

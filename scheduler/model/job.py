@@ -137,6 +137,8 @@ class Worker:
         gpu_models: acceptable GPU models, best first; empty accepts any.
         pool: the only pool allowed, or None for any.
         one_domain: its GPUs must share an NVLink domain.
+        parts: how many such shares of a GPU, on any GPUs of its node; 1 unless it is a gang of
+            sharing tasks that may not leave its node.
     """
 
     needs: Resources
@@ -144,11 +146,12 @@ class Worker:
     gpu_models: tuple[str, ...] = ()
     pool: PoolName | None = None
     one_domain: bool = False
+    parts: int = 1
 
     @property
     def milli(self) -> int:
         """GPU thousandths in all."""
-        return self.needs.gpus * WHOLE_GPU_MILLI + self.gpu_milli
+        return self.needs.gpus * WHOLE_GPU_MILLI + self.gpu_milli * self.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,9 @@ class JobShape:
             self.gpu_milli,
             self.gpu_models if self.per_task.gpus or self.gpu_milli else (),
             self.pool,
-            self.topology is Topology.SAME_NVLINK and self.per_task.gpus > 0,
+            self.topology is Topology.SAME_NVLINK
+            and (self.per_task.gpus > 0 or (self.gpu_milli > 0 and self.tasks_max > 1)),
+            self.tasks if one_node and self.gpu_milli else 1,
         )
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
 from scheduler.model.columns import Columns
-from scheduler.model.job import WaitingJob
+from scheduler.model.job import JobShape, WaitingJob
 from scheduler.model.node import Node
 from scheduler.model.plan import TaskPlacement
 from scheduler.model.quantity import AttemptId, JobId, NodeId, TenantId, UtcSeconds
@@ -102,6 +103,18 @@ class Snapshot:
             chain.from_iterable(attempt.tasks for attempt in self.live.values()),
         )
 
+    @cached_property
+    def mix(self) -> Mapping[JobShape, int]:
+        """How many jobs of each shape run or wait: what work is typical here.
+
+        O(jobs) once; `apply` carries it on from there.
+        """
+        return Counter(job.shape for job in self._jobs())
+
+    def _jobs(self) -> Iterator[WaitingJob]:
+        yield from (attempt.job for attempt in self.live.values())
+        yield from self.waiting.values()
+
     def apply(self, delta: SnapshotDelta) -> Snapshot:
         """The view after `delta`.
 
@@ -136,18 +149,37 @@ class Snapshot:
             for job_id in delta.waiting_gone:
                 waiting.pop(job_id, None)
         after = Snapshot(delta.revision, nodes, live, waiting, delta.terms or base.terms)
-        if nodes is base.nodes and "columns" in base.__dict__:
-            after.__dict__["columns"] = _carried_on(base, delta, live)
+        _carry_on(base, delta, after)
         return after
 
 
-def _carried_on(
+def _carry_on(base: Snapshot, delta: SnapshotDelta, after: Snapshot) -> None:
+    """Bring what was worked out for `base` up to date, instead of working it out again."""
+    if after.nodes is base.nodes and "columns" in base.__dict__:
+        after.__dict__["columns"] = _columns_after(base, delta, after.live)
+    if "mix" in base.__dict__:
+        after.__dict__["mix"] = _mix_after(base, delta, after)
+
+
+def _columns_after(
     base: Snapshot, delta: SnapshotDelta, live: Mapping[AttemptId, LiveAttempt]
 ) -> Columns:
-    """The columns of `base` after the attempts that `delta` names came, changed or went."""
     named = {attempt.id for attempt in delta.live} | set(delta.live_gone)
     if not named:
         return base.columns
     freed = (task for each in named if each in base.live for task in base.live[each].tasks)
     taken = (task for each in named if each in live for task in live[each].tasks)
     return base.columns.changed(freed, taken)
+
+
+def _mix_after(base: Snapshot, delta: SnapshotDelta, after: Snapshot) -> Mapping[JobShape, int]:
+    """The mix of `base` after `delta`; shapes that nobody has are left out."""
+    attempts = {attempt.id for attempt in delta.live} | set(delta.live_gone)
+    waiting = {job.id for job in delta.waiting} | set(delta.waiting_gone)
+    mix = Counter(base.mix)
+    for view, sign in ((base, -1), (after, 1)):
+        for attempt_id in attempts & view.live.keys():
+            mix[view.live[attempt_id].job.shape] += sign
+        for job_id in waiting & view.waiting.keys():
+            mix[view.waiting[job_id].shape] += sign
+    return +mix

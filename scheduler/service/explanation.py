@@ -92,9 +92,9 @@ def _aside(job: JobView) -> Reason:
         told = f" ({job.message})" if job.message else ""
         return Reason(ReasonCode.HELD, f"It is held{told} until somebody releases it.")
     told = f": {job.message}" if job.message else ""
+    after = f" after attempt {job.attempts}" if job.attempts else ""
     return Reason(
-        ReasonCode.QUARANTINED,
-        f"It was set aside after attempt {job.attempts}{told}; release it to try again.",
+        ReasonCode.QUARANTINED, f"It was set aside{after}{told}; release it to try again."
     )
 
 

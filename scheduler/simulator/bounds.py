@@ -43,7 +43,7 @@ class Bounds:
 
 
 def bounds_of(workload: Workload, total_gpus: float, window: Window | None = None) -> Bounds:
-    """All bounds. O(n log n) for n jobs.
+    """All bounds, over the jobs that the cluster can hold at all. O(n log n) for n jobs.
 
     Args:
         workload: jobs in order of arrival.
@@ -52,7 +52,7 @@ def bounds_of(workload: Workload, total_gpus: float, window: Window | None = Non
     """
     if workload.arrivals is Arrivals.REPLAY:
         return Bounds(gpu_allocation_ratio=min(1.0, workload.gpus / total_gpus))
-    jobs = workload.jobs
+    jobs = [job for job in workload.jobs if job.gpus <= total_gpus]
     work = sum(job.gpus * job.duration_s for job in jobs)
     jct = mean_jct(jobs, total_gpus)
     end = makespan(jobs, total_gpus)
@@ -135,6 +135,31 @@ def makespan(jobs: Sequence[SimJob], total_gpus: float) -> float:
         float((submit + _from_here_on(serial)).max()),
     )
     return latest - float(submit[0])
+
+
+def work_by(
+    jobs: Sequence[SimJob], total_gpus: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The most useful work that any policy can have done by each instant. O(n log n).
+
+    By instant t a job can have had g*min(p, t - r) of GPU time, all jobs together A(t); from any
+    earlier instant s on the cluster can have added no more than G*(t - s). So W(t) = min over s of
+    A(s) + G*(t - s).
+
+    Returns:
+        (instants in seconds, GPU seconds), both of shape (2n,), ascending.
+    """
+    submit = np.array([job.submit_s for job in jobs])
+    gpus = np.array([job.gpus for job in jobs])
+    ends = submit + np.array([job.duration_s for job in jobs])
+    times = np.concatenate((submit, ends))
+    order = np.argsort(times, kind="stable")
+    times = times[order]
+    rate = np.cumsum(np.concatenate((gpus, -gpus))[order])
+    steps = np.diff(times, prepend=times[:1])
+    arrived = np.cumsum(np.concatenate(([0.0], rate[:-1])) * steps)
+    since = times - times[0]
+    return times, np.minimum.accumulate(arrived - total_gpus * since) + total_gpus * since
 
 
 def _from_here_on(amounts: NDArray[np.float64]) -> NDArray[np.float64]:

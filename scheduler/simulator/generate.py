@@ -149,7 +149,8 @@ def _arrivals(rng: np.random.Generator, recipe: Recipe, horizon_s: float) -> NDA
     cumulative = np.concatenate(([0.0], expected))
     uniform = np.sort(rng.random(recipe.jobs)) * cumulative[-1]
     times = np.interp(uniform, cumulative, grid)
-    return np.round(times - times[0], 3)
+    arrivals: NDArray[np.float64] = np.round(times - times[0], 3)
+    return arrivals
 
 
 def _intensity(at_s: NDArray[np.float64], recipe: Recipe) -> NDArray[np.float64]:

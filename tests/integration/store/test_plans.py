@@ -1,3 +1,4 @@
+import orjson
 import pytest
 import sqlalchemy as sa
 from support.builders import NOW, job_spec, node, placement, task_placement, virtual_node
@@ -18,12 +19,16 @@ from scheduler.model.execution import IntentKind
 from scheduler.model.lifecycle import EndCause, JobEvent
 from scheduler.model.plan import Eviction, Reason, ReasonCode, SolverReport, Waiting
 from scheduler.model.ports import CommitReport
-from scheduler.model.quantity import AttemptId, JobId
+from scheduler.model.quantity import AttemptId, DecisionId, JobId
+from scheduler.model.snapshot import Snapshot
 from scheduler.store import codec, tables
 from scheduler.store.attempts import stop_job
 from scheduler.store.database import Database, Transaction
 from scheduler.store.inventory import sync_nodes
 from scheduler.store.lease import acquire
+from scheduler.store.placing import Placed, place, read_books
+from scheduler.store.snapshot import load_delta
+from scheduler.store.transitions import apply_event
 
 N0 = node("n0", gpus=2, cpu_milli=4_000, memory_mib=8_192)
 N1 = virtual_node("v1", gpus=8)
@@ -148,7 +153,7 @@ def test_what_no_longer_fits_is_refused_and_the_rest_stays(
         ("UPDATE gpus SET present = false", "GPU GPU-n0-0 has left node n0"),
         (
             "UPDATE jobs SET document = '{}'",
-            "its stored document is unreadable: ",
+            "this version cannot read its stored document (haversack.dev/v1alpha1): apiVersion: ",
         ),
         ("UPDATE jobs SET eligible_at = 9e9", "the job may not start yet: it waits out a retry"),
         ("UPDATE jobs SET tasks_min = 2, tasks_max = 2", "the gang needs 2 tasks, not 1"),
@@ -165,6 +170,108 @@ def test_capacity_that_left_refuses(
     ((job_id, told),) = database.write_sync(place).refused
     assert job_id == "j-0"
     assert told.startswith(why)
+    _sound(database)
+
+
+def test_a_job_that_cannot_be_read_is_set_aside_and_the_rest_is_placed(
+    database: Database, epoch: int, ids: SequentialIds
+) -> None:
+    def place(tx: Transaction) -> CommitReport:
+        tx.connection.execute(
+            sa.update(tables.jobs).where(tables.jobs.c.id == "j-0").values(document="{}")
+        )
+        wanted = [
+            placement("j-0", task_placement(N0, (0,))),
+            placement("j-1", task_placement(N0, (1,))),
+        ]
+        return commit(tx, wanted, epoch=epoch, ids=ids)
+
+    view = Snapshot().apply(database.read_sync(lambda tx: load_delta(tx, 0)))
+    report = database.write_sync(place)
+    assert report.placed == ("j-1",)
+    ((refused, why),) = report.refused
+    assert refused == "j-0"
+
+    def check(tx: Transaction) -> None:
+        job = job_row(tx, "j-0")
+        assert (job.state, job.message, job.version) == ("QUARANTINED", why, 2)
+        assert history_of(tx, "j-0") == ["submit", "quarantine"]
+        journal = [row for row in rows(tx, tables.journal) if row.object_id == "j-0"]
+        assert [orjson.loads(row.payload)["state"] for row in journal] == ["PENDING", "QUARANTINED"]
+        # It waits no longer, so no cycle plans it again, until somebody releases it.
+        assert set(view.apply(load_delta(tx, view.revision)).waiting) == {"j-2", "j-3"}
+
+    database.read_sync(check)
+    _sound(database)
+    database.write_sync(lambda tx: apply_event(tx, JobId("j-0"), JobEvent.RELEASE, now=NOW))
+    assert database.read_sync(lambda tx: job_row(tx, "j-0").state) == "PENDING"
+
+
+@pytest.mark.parametrize(
+    ("behind_its_back", "why"),
+    [
+        ("UPDATE jobs SET version = version + 1 WHERE id = 'j-0'", "the job changed meanwhile"),
+        (
+            "UPDATE nodes SET cpu_milli_used = cpu_milli WHERE name = 'n0'",
+            "CPU or memory of node n0 was taken meanwhile",
+        ),
+        (
+            "UPDATE allocations SET gpu_id = 'GPU-n0-0', node_id = 'n-n0' WHERE leaf = 0",
+            "one of its GPUs was taken meanwhile",
+        ),
+        (
+            "UPDATE attempts SET job_id = 'j-0'",
+            "another attempt of the job is live",
+        ),
+    ],
+)
+def test_where_a_guard_objects_only_that_placement_falls(
+    database: Database, epoch: int, ids: SequentialIds, behind_its_back: str, why: str
+) -> None:
+    """Nothing of ours can change what a transaction has read, yet the guards do not rely on it."""
+
+    def place_late(tx: Transaction) -> Placed:
+        commit(tx, [placement("j-3", task_placement(N1, (7,)))], epoch=epoch, ids=ids)
+        wanted = [
+            placement("j-1", task_placement(N1, (0,))),
+            placement("j-0", task_placement(N0, (0,))),
+            placement("j-2", task_placement(N1, (1,))),
+        ]
+        decision = DecisionId(ids.new("d"))
+        books = read_books(tx, wanted, decision, epoch=epoch, now=NOW, ids=ids)
+        tx.connection.exec_driver_sql(behind_its_back)
+        return place(books, wanted)
+
+    outcome = database.write_sync(place_late)
+    assert outcome.placed == ("j-1", "j-2")
+    assert outcome.refused == (("j-0", why),)
+    states = database.read_sync(lambda tx: {row.id: row.state for row in rows(tx, tables.jobs)})
+    assert states == {"j-0": "PENDING", "j-1": "ASSIGNED", "j-2": "ASSIGNED", "j-3": "ASSIGNED"}
+    histories = database.read_sync(lambda tx: [history_of(tx, job_id) for job_id in states])
+    assert sorted(map(len, histories)) == [1, 2, 2, 2]
+    head, journal = database.read_sync(
+        lambda tx: (tx.head_revision, sorted(row.revision for row in rows(tx, tables.journal)))
+    )
+    assert journal == list(range(1, head + 1))
+
+
+def test_an_unreadable_job_that_changed_meanwhile_is_left_alone(
+    database: Database, epoch: int, ids: SequentialIds
+) -> None:
+    def place_late(tx: Transaction) -> Placed:
+        run = tx.connection.exec_driver_sql
+        run("UPDATE jobs SET document = '{}' WHERE id IN ('j-0', 'j-1')")
+        wanted = [placement(f"j-{number}", task_placement(N1, (number,))) for number in range(3)]
+        decision = DecisionId(ids.new("d"))
+        books = read_books(tx, wanted, decision, epoch=epoch, now=NOW, ids=ids)
+        run("UPDATE jobs SET version = version + 1 WHERE id = 'j-0'")
+        return place(books, wanted)
+
+    outcome = database.write_sync(place_late)
+    assert outcome.placed == ("j-2",)
+    assert [job_id for job_id, _ in outcome.refused] == ["j-0", "j-1"]
+    states = database.read_sync(lambda tx: [job_row(tx, f"j-{n}").state for n in range(3)])
+    assert states == ["PENDING", "QUARANTINED", "ASSIGNED"]
     _sound(database)
 
 
@@ -191,8 +298,11 @@ def test_evictions_order_a_stop_once(database: Database, epoch: int, ids: Sequen
             epoch=epoch,
             ids=ids,
         )
+        # That it can no longer be read must not keep it from being stopped.
         tx.connection.execute(
-            sa.update(tables.jobs).where(tables.jobs.c.id == "j-0").values(state="LAUNCHING")
+            sa.update(tables.jobs)
+            .where(tables.jobs.c.id == "j-0")
+            .values(state="LAUNCHING", document="{}")
         )
         return AttemptId(attempt_rows(tx, "j-0")[0].id)
 
@@ -202,7 +312,7 @@ def test_evictions_order_a_stop_once(database: Database, epoch: int, ids: Sequen
     def evict(tx: Transaction) -> CommitReport:
         evictions = tuple(
             Eviction(attempt, JobId("j-2"), 1.0)
-            for attempt in (launched, assigned, AttemptId("a-none"))
+            for attempt in (launched, assigned, launched, AttemptId("a-none"))
         )
         return commit(tx, [], epoch=epoch, ids=ids, evictions=evictions)
 
@@ -219,7 +329,9 @@ def test_evictions_order_a_stop_once(database: Database, epoch: int, ids: Sequen
             "preempted",
         )
         stops = [row for row in rows(tx, tables.intents) if row.kind == "stop"]
-        assert [codec.stop_order(row.order_json).cause for row in stops] == [EndCause.PREEMPTED]
+        (order,) = (codec.stop_order(row.order_json) for row in stops)
+        assert (order.attempt_id, order.cause) == (launched, EndCause.PREEMPTED)
+        assert (order.epoch, order.grace_s) == (epoch, 30.0)
 
     database.read_sync(check)
 

@@ -1,0 +1,690 @@
+"""A working copy of what is free, on which a packer places gangs one by one.
+
+A room answers two questions fast, for thousands of gangs on thousands of nodes: how many workers
+of a kind does each node hold, and which node is best for one. For every kind of worker it keeps
+one column of counts and one of scores, and asks again only for the rows that changed since. Gangs
+like one that failed cost nothing while nothing is given back.
+
+Exact GPUs are chosen as soon as something is taken, because what remains decides what fits next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.allocation.gangs import Gang
+from scheduler.allocation.limits import Quotas, Reserves
+from scheduler.allocation.topology import board_of, mean_pair_bandwidth
+from scheduler.model.columns import NO_GPU, Bools, Floats, Ints
+from scheduler.model.job import Topology, Worker
+from scheduler.model.plan import TaskPlacement
+from scheduler.model.ports import NodeScore
+from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
+from scheduler.model.snapshot import LiveAttempt, Snapshot
+
+UNBOUNDED = 2**31
+"""Workers that a node holds when they need nothing."""
+NEVER = 2**62
+REBUILD_SHARE = 4
+"""With more than one row in so many changed, a column is worked out anew."""
+
+Spread = list[tuple[int, int]]
+"""(row, workers) pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Workers of one gang on one node.
+
+    Attributes:
+        row: row of the node table.
+        gpus: their GPU indexes, worker after worker, in ring order; for workers that share a GPU
+            one index each.
+    """
+
+    row: int
+    workers: int
+    gpus: tuple[int, ...]
+
+
+Loads = tuple[Load, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One draw on a row: `milli` of each GPU in `gpus` (one may be named twice), CPU, memory."""
+
+    row: int
+    gpus: tuple[int, ...]
+    milli: int
+    cpu: int
+    memory: int
+    tenant: TenantId
+    sign: int
+
+
+@dataclass(slots=True, eq=False)
+class _Kind:
+    """Workers of one kind and what is known of them.
+
+    Attributes:
+        codes: model codes it accepts, best first.
+        ranked: whether the order of `codes` is the job's wish.
+        eligible: (N,) rows of its pool that take new work.
+        fits: (N,) workers that each row holds now.
+        score: (N,) how bad each row is; infinite where none fits.
+        seen: length of the room's log when the columns were last true.
+        failed, failed_rack: the smallest gang known not to fit, anywhere and inside one rack.
+    """
+
+    worker: Worker
+    codes: tuple[int, ...]
+    ranked: bool
+    eligible: Bools
+    fits: Ints
+    score: Floats
+    seen: int = -1
+    failed: int = NEVER
+    failed_rack: int = NEVER
+    by_model: tuple[_Kind, ...] = ()
+
+
+class Room:
+    """What is free, less what was taken of it.
+
+    Not thread-safe. Limits of `snapshot.terms` hold as well: tenants' quotas and hard headroom.
+
+    Attributes:
+        free: the working copy; changes with every call that takes or gives.
+        table: what the nodes are.
+        quotas: what tenants may still take.
+    """
+
+    def __init__(self, snapshot: Snapshot, score: NodeScore, seed: int) -> None:
+        columns = snapshot.columns
+        self.free = columns.free.copy()
+        self.table = columns.table
+        self.quotas = Quotas(snapshot)
+        self._reserves = Reserves(snapshot)
+        self._scoring = score.on(self.free, snapshot, seed)
+        # Signed amounts: a node may hold more than it has left, and what comes back first pays
+        # that debt.
+        self._gpu = WHOLE_GPU_MILLI - columns.gpu_held
+        self._cpu = self.table.cpu - columns.cpu_held
+        self._memory = self.table.memory - columns.memory_held
+        self._boards = [board_of(links) for links in self.table.boards]
+        self._kinds: dict[Worker, _Kind] = {}
+        self._of_class: dict[str, _Kind] = {}
+        self._log: list[int] = []
+        self._journal: list[_Change] = []
+
+    # --- What fits -------------------------------------------------------------------------------
+
+    def fits(self, worker: Worker) -> Ints:
+        """(N,) how many such workers each node holds now. Read-only; true until the next change.
+
+        Cost: O(rows changed since the last question about this worker).
+        """
+        return self._refreshed(self._kind(worker)).fits
+
+    def scores(self, worker: Worker) -> Floats:
+        """(N,) how bad each node is for one such worker; infinite where none fits. As `fits`."""
+        return self._refreshed(self._kind(worker)).score
+
+    def place(
+        self, gang: Gang, *, among: Bools | None = None, models_first: bool = True
+    ) -> Loads | None:
+        """Take room for the gang in its smallest size, all of it or nothing.
+
+        One node for all workers is best, the one with the lowest score; else as few nodes as
+        possible: those that hold most first, then the lowest score. A gang bound to a rack takes
+        the rack with the least room that is enough.
+
+        Args:
+            gang: what to place.
+            among: (N,) rows that may be used; all when None.
+            models_first: the models that a gang likes better count before score and compactness;
+                otherwise all models it accepts are alike.
+
+        Returns:
+            what was taken, by row; None when it does not fit.
+        """
+        kind = self._kind_of(gang)
+        if among is None and gang.workers >= (kind.failed_rack if gang.one_rack else kind.failed):
+            return None
+        milli = gang.worker.milli * gang.workers
+        if not self.quotas.admits(gang.job.tenant, milli):
+            return None
+        spread = self._choose(kind, gang, among, None, models_first=models_first)
+        if spread is None:
+            if among is None:
+                if not gang.one_rack:
+                    kind.failed = gang.workers
+                kind.failed_rack = min(kind.failed_rack, gang.workers)
+            return None
+        before = len(self._journal)
+        loads = self._draw(kind, spread, gang.job.tenant)
+        if not self._reserves or not milli or self._reserves.kept(self.free):
+            return loads
+        self.undo(before)
+        spread = self._choose(kind, gang, among, self._spare(kind), models_first=models_first)
+        if spread is None:
+            return None
+        loads = self._draw(kind, spread, gang.job.tenant)
+        if self._reserves.kept(self.free):
+            return loads
+        self.undo(before)
+        return None
+
+    def grow(self, gang: Gang, loads: Loads, workers_max: int | None = None) -> Loads:
+        """Add workers to a placed elastic gang, as many as are useful and fit.
+
+        Nodes that it uses already come first. A gang bound to a node, an NVLink domain or a rack
+        stays there.
+
+        Args:
+            gang: the gang.
+            loads: what it holds of this room.
+            workers_max: stop at so many workers; `gang.workers_max` when None.
+
+        Returns:
+            what it holds now: `loads` itself when nothing could be added.
+        """
+        most = gang.workers_max if workers_max is None else min(workers_max, gang.workers_max)
+        have = sum(load.workers for load in loads)
+        if have >= most:
+            return loads
+        kind = self._kind_of(gang)
+        tenant = gang.job.tenant
+        each = gang.worker.milli
+        left = self.quotas.left(tenant)
+        if left is not None and each:
+            most = min(most, have + left // each)
+        before = len(self._journal)
+        self.give(gang, loads)
+        # From the largest size down: what is given back and taken again is cheap, and sizes few.
+        for workers in range(most, have, -1):
+            spread = self._extended(kind, gang, loads, workers)
+            if spread is None:
+                continue
+            mark = len(self._journal)
+            grown = self._draw(kind, spread, tenant)
+            if not self._reserves or self._reserves.kept(self.free):
+                return grown
+            self.undo(mark)
+        self.undo(before)
+        return loads
+
+    # --- Taking and giving -----------------------------------------------------------------------
+
+    def take(self, gang: Gang, loads: Loads) -> None:
+        """Take exactly these loads, which must be free.
+
+        Raises:
+            ValueError: they are not.
+        """
+        before = len(self._journal)
+        for change in self._changes(gang, loads, -1):
+            if not self._has(change):
+                self.undo(before)
+                raise ValueError(
+                    f"{self.table.nodes[change.row].name} lacks room for {gang.job.id}"
+                )
+            self._apply(change)
+
+    def give(self, gang: Gang, loads: Loads) -> None:
+        """Give back what `place`, `grow` or `take` took for this gang."""
+        for change in self._changes(gang, loads, 1):
+            self._apply(change)
+        self._hope()
+
+    def release(self, attempt: LiveAttempt) -> None:
+        """The exact place of a running attempt becomes free, as if it had ended."""
+        for task in attempt.tasks:
+            change = self._held(task, attempt.tenant, 1)
+            if change is not None:
+                self._apply(change)
+        self._hope()
+
+    def hold(self, attempt: LiveAttempt) -> bool:
+        """Take a released attempt's exact place again; False, and nothing taken, if it is gone."""
+        before = len(self._journal)
+        for task in attempt.tasks:
+            change = self._held(task, attempt.tenant, -1)
+            if change is None or len(change.gpus) < len(task.gpu_ids) or not self._has(change):
+                self.undo(before)
+                return False
+            self._apply(change)
+        return True
+
+    def mark(self) -> int:
+        """A point that `undo` can return to."""
+        return len(self._journal)
+
+    def undo(self, mark: int) -> None:
+        """Back to how things were at `mark`. O(changes since)."""
+        if len(self._journal) == mark:
+            return
+        while len(self._journal) > mark:
+            change = self._journal.pop()
+            self._write(change, -change.sign)
+        self._hope()
+
+    def _hope(self) -> None:
+        """Something came back: what failed may fit."""
+        for kind in self._kinds.values():
+            kind.failed = kind.failed_rack = NEVER
+
+    def _changes(self, gang: Gang, loads: Loads, sign: int) -> list[_Change]:
+        return [
+            self._change(gang.worker, load.row, load.workers, load.gpus, gang.job.tenant, sign)
+            for load in loads
+        ]
+
+    def _change(
+        self,
+        worker: Worker,
+        row: int,
+        workers: int,
+        gpus: tuple[int, ...],
+        tenant: TenantId,
+        sign: int,
+    ) -> _Change:
+        return _Change(
+            row,
+            gpus,
+            worker.gpu_milli or WHOLE_GPU_MILLI,
+            worker.needs.cpu_milli * workers,
+            worker.needs.memory_mib * workers,
+            tenant,
+            sign,
+        )
+
+    def _held(self, task: TaskPlacement, tenant: TenantId, sign: int) -> _Change | None:
+        """What a running task draws; None when its node is gone."""
+        row = self.table.row_of.get(task.node_id)
+        if row is None:
+            return None
+        here = (self.table.gpu_at.get(gpu_id) for gpu_id in task.gpu_ids)
+        gpus = tuple(where[1] for where in here if where is not None)
+        return _Change(row, gpus, task.gpu_milli, task.cpu_milli, task.memory_mib, tenant, sign)
+
+    def _has(self, change: _Change) -> bool:
+        free, row = self.free, change.row
+        if not self.table.open[row]:
+            return False
+        if change.cpu > free.cpu[row] or change.memory > free.memory[row]:
+            return False
+        return all(
+            change.gpus.count(gpu) * change.milli <= free.gpu[row, gpu] for gpu in set(change.gpus)
+        )
+
+    def _apply(self, change: _Change) -> None:
+        self._journal.append(change)
+        self._write(change, change.sign)
+
+    def _write(self, change: _Change, sign: int) -> None:
+        row, free, table = change.row, self.free, self.table
+        self._log.append(row)
+        is_open = table.open[row]
+        if change.cpu:
+            self._cpu[row] += sign * change.cpu
+            free.cpu[row] = max(self._cpu[row], 0) if is_open else 0
+        if change.memory:
+            self._memory[row] += sign * change.memory
+            free.memory[row] = max(self._memory[row], 0) if is_open else 0
+        if not change.gpus:
+            return
+        step = sign * change.milli
+        for gpu in change.gpus:
+            self._gpu[row, gpu] += step
+            if not table.gpu_open[row, gpu]:
+                continue
+            before = free.gpu[row, gpu]
+            after = max(self._gpu[row, gpu], 0)
+            free.gpu[row, gpu] = after
+            entire = int(after == WHOLE_GPU_MILLI) - int(before == WHOLE_GPU_MILLI)
+            if entire:
+                free.whole[table.gpu_model[row, gpu], row] += entire
+        self.quotas.take(change.tenant, -step * len(change.gpus))
+
+    # --- Columns of each kind --------------------------------------------------------------------
+
+    def _kind_of(self, gang: Gang) -> _Kind:
+        """Jobs of one class have one shape, and a string is found faster than a shape."""
+        kind = self._of_class.get(gang.job.class_key)
+        if kind is None:
+            kind = self._of_class[gang.job.class_key] = self._kind(gang.worker)
+        return self._refreshed(kind)
+
+    def _kind(self, worker: Worker) -> _Kind:
+        kind = self._kinds.get(worker)
+        if kind is None:
+            kind = self._kinds[worker] = self._described(worker)
+        return kind
+
+    def _described(self, worker: Worker) -> _Kind:
+        table = self.table
+        known = {name: code for code, name in enumerate(table.models)}
+        codes = tuple(known[name] for name in worker.gpu_models if name in known)
+        eligible = table.open
+        if worker.pool is not None:
+            pools = {name: code for code, name in enumerate(table.pools)}
+            eligible = eligible & (table.pool == pools.get(str(worker.pool), -1))
+        rows = len(table.nodes)
+        return _Kind(
+            worker,
+            codes if worker.gpu_models else tuple(range(len(table.models))),
+            ranked=len(codes) > 1,
+            eligible=eligible,
+            fits=np.zeros(rows, dtype=np.int64),
+            score=np.full(rows, np.inf),
+        )
+
+    def _refreshed(self, kind: _Kind) -> _Kind:
+        """The kind with columns that are true now."""
+        now = len(self._log)
+        if kind.seen == now:
+            return kind
+        total = len(self.table.nodes)
+        if kind.seen < 0 or (now - kind.seen) * REBUILD_SHARE > total:
+            rows = np.arange(total)
+        elif now - kind.seen == 1:
+            rows = np.array(self._log[kind.seen :])
+        else:
+            rows = np.array(sorted(set(self._log[kind.seen :])))
+        kind.seen = now
+        fits = self._counted(kind, rows)
+        kind.fits[rows] = fits
+        kind.score[rows] = np.inf
+        good = rows[fits > 0]
+        if good.size:
+            kind.score[good] = self._scoring.rows(kind.worker, good)
+        return kind
+
+    def _counted(self, kind: _Kind, rows: Ints) -> Ints:
+        """(len(rows),) workers that fit each of these rows."""
+        worker, free = kind.worker, self.free
+        count = self._gpu_counted(kind, rows)
+        if worker.needs.cpu_milli:
+            count = np.minimum(count, free.cpu[rows] // worker.needs.cpu_milli)
+        if worker.needs.memory_mib:
+            count = np.minimum(count, free.memory[rows] // worker.needs.memory_mib)
+        fits: Ints = count * kind.eligible[rows]
+        return fits
+
+    def _gpu_counted(self, kind: _Kind, rows: Ints) -> Ints:
+        """As `_counted`, by GPUs alone."""
+        worker, free = kind.worker, self.free
+        if worker.gpu_milli:
+            parts = free.gpu[rows] // worker.gpu_milli
+            if worker.gpu_models:
+                parts = parts * np.isin(self.table.gpu_model[rows], kind.codes)
+            return parts.sum(axis=1, dtype=np.int64) // worker.parts
+        each = worker.needs.gpus
+        if not each:
+            return np.full(rows.size, UNBOUNDED, dtype=np.int64)
+        if worker.one_domain:
+            return self._domain_counted(kind, rows)
+        count = np.zeros(rows.size, dtype=np.int64)
+        for code in kind.codes:
+            count += free.whole[code][rows] // each
+        return count
+
+    def _domain_counted(self, kind: _Kind, rows: Ints) -> Ints:
+        """As `_counted`, by GPUs of one model inside one NVLink domain."""
+        table = self.table
+        entire = self.free.gpu[rows] == WHOLE_GPU_MILLI
+        domain, model = table.gpu_domain[rows], table.gpu_model[rows]
+        count = np.zeros(rows.size, dtype=np.int64)
+        for number in range(int(domain.max(initial=NO_GPU)) + 1):
+            inside = entire & (domain == number)
+            for code in kind.codes:
+                count += (inside & (model == code)).sum(axis=1) // kind.worker.needs.gpus
+        return count
+
+    def _spare(self, kind: _Kind) -> Ints:
+        """(N,) workers that each row holds without touching reserved blocks."""
+        spare = self._reserves.spare(self.free)
+        each = max(1, kind.worker.needs.gpus)
+        found: Ints = sum(
+            (spare[code] // each for code in kind.codes),
+            start=np.zeros(len(self.table.nodes), dtype=np.int64),
+        )
+        return found
+
+    # --- Choosing rows ---------------------------------------------------------------------------
+
+    def _choose(
+        self,
+        kind: _Kind,
+        gang: Gang,
+        among: Bools | None,
+        cap: Ints | None,
+        *,
+        models_first: bool,
+    ) -> Spread | None:
+        """Rows for the gang's workers; None when they do not fit.
+
+        Args:
+            kind: the gang's kind, refreshed.
+            gang: what to place.
+            among: rows that may be used, or None for all.
+            cap: workers that each row may take at most, or None.
+            models_first: as in `place`.
+        """
+        if gang.workers == 1 and among is None and cap is None and not kind.ranked:
+            row = int(kind.score.argmin()) if kind.score.size else 0
+            return [(row, 1)] if kind.score.size and kind.fits[row] else None
+        if kind.ranked and models_first:
+            for narrow in self._by_model(kind):
+                self._refreshed(narrow)
+                fits = _limited(narrow.fits, among, cap)
+                spread = self._spread(fits, narrow.score, gang)
+                if spread is not None:
+                    return spread
+        return self._spread(_limited(kind.fits, among, cap), kind.score, gang)
+
+    def _by_model(self, kind: _Kind) -> tuple[_Kind, ...]:
+        """The kind narrowed to each of its models, the one it likes best first."""
+        if not kind.by_model:
+            worker = kind.worker
+            kind.by_model = tuple(
+                self._kind(
+                    Worker(
+                        worker.needs,
+                        worker.gpu_milli,
+                        (self.table.models[code],),
+                        worker.pool,
+                        worker.one_domain,
+                        worker.parts,
+                    )
+                )
+                for code in kind.codes
+            )
+        return kind.by_model
+
+    def _spread(self, fits: Ints, score: Floats, gang: Gang) -> Spread | None:
+        """All workers onto as few of the rows as possible, in one rack if it must be."""
+        workers = gang.workers
+        rows = np.flatnonzero(fits >= workers)
+        if rows.size:
+            return [(int(rows[np.argmin(score[rows])]), workers)]
+        if workers == 1:
+            return None
+        bound = gang.one_rack
+        if bound or gang.shape.topology is Topology.PREFER_SAME_RACK:
+            rack = self._rack_for(fits, workers)
+            if rack is None and bound:
+                return None
+            if rack is not None:
+                fits = np.where(self.table.rack == rack, fits, 0)
+        return fewest_rows(fits, score, workers)
+
+    def _rack_for(self, fits: Ints, workers: int) -> int | None:
+        """The rack with the least room that is enough; the first of equals."""
+        room = np.bincount(self.table.rack, weights=fits, minlength=len(self.table.racks))
+        enough = np.flatnonzero(room >= workers)
+        return int(enough[np.argmin(room[enough])]) if enough.size else None
+
+    def _extended(self, kind: _Kind, gang: Gang, loads: Loads, workers: int) -> Spread | None:
+        """Rows for `workers` workers: on each row of `loads` at least as many as there."""
+        self._refreshed(kind)
+        if gang.shape.topology.one_node:
+            row = loads[0].row
+            holds = kind.fits[row] >= workers
+            if holds and kind.worker.one_domain:
+                holds = self._one_domain(kind, row, workers * kind.worker.needs.gpus) is not None
+            return [(row, workers)] if holds else None
+        fits = kind.fits
+        if gang.one_rack:
+            fits = np.where(self.table.rack == self.table.rack[loads[0].row], fits, 0)
+        if int(fits.sum()) < workers:
+            return None
+        missing = workers - sum(load.workers for load in loads)
+        spread = []
+        for load in loads:
+            extra = min(missing, int(fits[load.row]) - load.workers)
+            spread.append((load.row, load.workers + extra))
+            missing -= extra
+        if missing:
+            others = fits.copy()
+            others[[load.row for load in loads]] = 0
+            more = fewest_rows(others, kind.score, missing)
+            assert more is not None, "the sum was checked above"
+            spread += more
+        return sorted(spread)
+
+    # --- Drawing exact GPUs ----------------------------------------------------------------------
+
+    def _draw(self, kind: _Kind, spread: Spread, tenant: TenantId) -> Loads:
+        return tuple(self._draw_row(kind, row, workers, tenant) for row, workers in spread)
+
+    def _draw_row(self, kind: _Kind, row: int, workers: int, tenant: TenantId) -> Load:
+        worker = kind.worker
+        if worker.gpu_milli:
+            return self._draw_parts(kind, row, workers, tenant)
+        gpus: tuple[int, ...] = ()
+        if worker.needs.gpus:
+            gpus = self._whole_gpus(kind, row, workers)
+        self._apply(self._change(worker, row, workers, gpus, tenant, -1))
+        return Load(row, workers, gpus)
+
+    def _draw_parts(self, kind: _Kind, row: int, workers: int, tenant: TenantId) -> Load:
+        """Shares of GPUs, one after the other, because each changes what is best for the next."""
+        worker = kind.worker
+        self._apply(
+            _Change(
+                row,
+                (),
+                0,
+                worker.needs.cpu_milli * workers,
+                worker.needs.memory_mib * workers,
+                tenant,
+                -1,
+            )
+        )
+        gpus = []
+        for _ in range(workers * worker.parts):
+            gpu = self._scoring.gpu(worker, row)
+            if not self._shares(kind, row, gpu):
+                gpu = self._tightest(kind, row)
+            gpus.append(gpu)
+            self._apply(_Change(row, (gpu,), worker.gpu_milli, 0, 0, tenant, -1))
+        return Load(row, workers, tuple(gpus))
+
+    def _shares(self, kind: _Kind, row: int, gpu: int) -> bool:
+        """Whether the part fits this GPU and the GPU is of an accepted model."""
+        fits = self.free.gpu[row, gpu] >= kind.worker.gpu_milli
+        return bool(fits) and int(self.table.gpu_model[row, gpu]) in kind.codes
+
+    def _tightest(self, kind: _Kind, row: int) -> int:
+        """The accepted GPU with the least room that holds the part.
+
+        Scores see one row and know no models, so on a node of several models they may be wrong.
+        """
+        gpus = [g for g in range(self.free.gpu.shape[1]) if self._shares(kind, row, g)]
+        return min(gpus, key=lambda gpu: (int(self.free.gpu[row, gpu]), gpu))
+
+    def _whole_gpus(self, kind: _Kind, row: int, workers: int) -> tuple[int, ...]:
+        """Exact GPUs for whole-GPU workers on one row, chosen as one set where one model has all."""
+        size = workers * kind.worker.needs.gpus
+        board = self._boards[self.table.board[row]]
+        if kind.worker.one_domain:
+            found = self._one_domain(kind, row, size)
+            assert found is not None, "the column said that it fits"
+            return board.best(found, size)
+        entire = self.free.gpu[row] == WHOLE_GPU_MILLI
+        if self.table.model[row] != NO_GPU:
+            return board.best(tuple(np.flatnonzero(entire).tolist()), size)
+        models = self.table.gpu_model[row]
+        sets = [tuple(np.flatnonzero(entire & (models == code)).tolist()) for code in kind.codes]
+        if not kind.worker.gpu_models:
+            sets.sort(key=len)
+        for free in sets:
+            if len(free) >= size:
+                return board.best(free, size)
+        each = kind.worker.needs.gpus
+        gpus: list[int] = []
+        for free in sorted(sets, key=len, reverse=True):
+            size = min(workers * each - len(gpus), len(free) // each * each)
+            gpus += board.best(free, size)
+        return tuple(gpus)
+
+    def _one_domain(self, kind: _Kind, row: int, size: int) -> tuple[int, ...] | None:
+        """The free GPUs of one model in the NVLink domain to use: best model, then least room,
+        then best links.
+        """
+        entire = self.free.gpu[row] == WHOLE_GPU_MILLI
+        domain, models = self.table.gpu_domain[row], self.table.gpu_model[row]
+        board = self._boards[self.table.board[row]]
+        found: list[tuple[int, int, float, tuple[int, ...]]] = []
+        for liked, code in enumerate(kind.codes):
+            for number in range(int(domain.max()) + 1):
+                inside = entire & (domain == number) & (models == code)
+                free = tuple(np.flatnonzero(inside).tolist())
+                if len(free) >= size:
+                    reached = mean_pair_bandwidth(board.links, board.best(free, size))
+                    rank = liked if kind.ranked else 0
+                    found.append((rank, len(free), -reached, free))
+        return min(found)[3] if found else None
+
+
+def fewest_rows(fits: Ints, score: Floats, workers: int) -> Spread | None:
+    """`workers` workers on as few rows as possible, by row; None when they do not fit.
+
+    Rows that hold most are filled first; among equals, and for the remainder among all rows that
+    hold it, the lowest score is taken. Filling the largest first uses the fewest rows possible.
+    Cost: O(rows) for each distinct count that is used up.
+    """
+    if int(fits.sum()) < workers:
+        return None
+    left = fits
+    chosen: Spread = []
+    missing = workers
+    while True:
+        enough = np.flatnonzero(left >= missing)
+        if enough.size:
+            chosen.append((int(enough[np.argmin(score[enough])]), missing))
+            return sorted(chosen)
+        most = int(left.max())
+        rows = np.flatnonzero(left == most)
+        rows = rows[np.argsort(score[rows], kind="stable")[: missing // most]]
+        chosen += [(row, most) for row in rows.tolist()]
+        missing -= most * rows.size
+        if not missing:
+            return sorted(chosen)
+        if left is fits:
+            left = fits.copy()
+        left[rows] = 0
+
+
+def _limited(fits: Ints, among: Bools | None, cap: Ints | None) -> Ints:
+    """`fits` where it may be used, and as far."""
+    if among is not None:
+        fits = np.where(among, fits, 0)
+    if cap is not None:
+        fits = np.minimum(fits, cap)
+    return fits

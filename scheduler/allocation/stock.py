@@ -1,0 +1,115 @@
+"""What is free as a ledger: draws and returns on single rows, each of which can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scheduler.allocation.limits import Quotas
+from scheduler.model.columns import Columns
+from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """An amount of one row, to take or to give back.
+
+    Attributes:
+        gpus: GPU indexes; one may be named several times.
+        milli: thousandths of each GPU named.
+        tenant: on whose account.
+    """
+
+    row: int
+    gpus: tuple[int, ...]
+    milli: int
+    cpu_milli: int
+    memory_mib: int
+    tenant: TenantId
+
+
+class Stock:
+    """A working copy of `Columns.free` with a journal.
+
+    Attributes:
+        free: what is free now; the arrays change in place.
+        table: what the nodes are.
+        log: every row that ever changed, in order, undoing included.
+    """
+
+    __slots__ = ("_cpu", "_gpu", "_journal", "_memory", "_quotas", "free", "log", "table")
+
+    def __init__(self, columns: Columns, quotas: Quotas) -> None:
+        self.free = columns.free.copy()
+        self.table = columns.table
+        self.log: list[int] = []
+        self._quotas = quotas
+        self._journal: list[tuple[Draw, int]] = []
+        # Signed amounts: a node may hold more than it has (its capacity fell), and what comes back
+        # pays that debt first.
+        self._gpu = WHOLE_GPU_MILLI - columns.gpu_held
+        self._cpu = self.table.cpu - columns.cpu_held
+        self._memory = self.table.memory - columns.memory_held
+
+    def has(self, draw: Draw) -> bool:
+        """Whether all of it is free."""
+        free, row = self.free, draw.row
+        if draw.cpu_milli > free.cpu[row] or draw.memory_mib > free.memory[row]:
+            return False
+        return bool(self.table.open[row]) and all(
+            draw.gpus.count(gpu) * draw.milli <= free.gpu[row, gpu] for gpu in set(draw.gpus)
+        )
+
+    def take(self, draw: Draw) -> None:
+        """Take it; the caller has made sure that it is free."""
+        self._journal.append((draw, -1))
+        self._write(draw, -1)
+
+    def take_all(self, draws: Iterable[Draw]) -> bool:
+        """Take them if all of them are free; else nothing, and False."""
+        before = self.mark()
+        for draw in draws:
+            if not self.has(draw):
+                self.undo(before)
+                return False
+            self.take(draw)
+        return True
+
+    def give(self, draw: Draw) -> None:
+        """It comes back."""
+        self._journal.append((draw, 1))
+        self._write(draw, 1)
+
+    def mark(self) -> int:
+        """A point that `undo` can return to."""
+        return len(self._journal)
+
+    def undo(self, mark: int) -> None:
+        """Back to how things were at `mark`. O(draws since)."""
+        while len(self._journal) > mark:
+            draw, sign = self._journal.pop()
+            self._write(draw, -sign)
+
+    def _write(self, draw: Draw, sign: int) -> None:
+        row, free, table = draw.row, self.free, self.table
+        self.log.append(row)
+        is_open = table.open[row]
+        if draw.cpu_milli:
+            self._cpu[row] += sign * draw.cpu_milli
+            free.cpu[row] = max(self._cpu[row], 0) if is_open else 0
+        if draw.memory_mib:
+            self._memory[row] += sign * draw.memory_mib
+            free.memory[row] = max(self._memory[row], 0) if is_open else 0
+        if not draw.gpus:
+            return
+        step = sign * draw.milli
+        for gpu in draw.gpus:
+            self._gpu[row, gpu] += step
+            if not table.gpu_open[row, gpu]:
+                continue
+            before, after = free.gpu[row, gpu], max(self._gpu[row, gpu], 0)
+            free.gpu[row, gpu] = after
+            entire = int(after == WHOLE_GPU_MILLI) - int(before == WHOLE_GPU_MILLI)
+            if entire:
+                free.whole[table.gpu_model[row, gpu], row] += entire
+        self._quotas.take(draw.tenant, -step * len(draw.gpus))

@@ -49,7 +49,7 @@ class Quotas:
         return max(0, min(own, self._cohort_cap[cohort] - self._cohort_used[cohort]))
 
     def admits(self, tenant: TenantId, milli: int) -> bool:
-        """Whether `tenant` may take so many GPU thousandths more. Asking for none is never denied."""
+        """Whether `tenant` may take so many GPU thousandths more; none at all is never denied."""
         if not self._quota or not milli:
             return True
         left = self.left(tenant)

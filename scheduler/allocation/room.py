@@ -16,7 +16,8 @@ import numpy as np
 
 from scheduler.allocation.gangs import Gang
 from scheduler.allocation.limits import Quotas, Reserves
-from scheduler.allocation.topology import board_of, mean_pair_bandwidth
+from scheduler.allocation.stock import Draw, Stock
+from scheduler.allocation.topology import board_of, whole_gpus
 from scheduler.model.columns import NO_GPU, Bools, Floats, Ints
 from scheduler.model.job import Topology, Worker
 from scheduler.model.plan import TaskPlacement
@@ -27,8 +28,6 @@ from scheduler.model.snapshot import LiveAttempt, Snapshot
 UNBOUNDED = 2**31
 """Workers that a node holds when they need nothing."""
 NEVER = 2**62
-REBUILD_SHARE = 4
-"""With more than one row in so many changed, a column is worked out anew."""
 
 Spread = list[tuple[int, int]]
 """(row, workers) pairs."""
@@ -52,19 +51,6 @@ class Load:
 Loads = tuple[Load, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """One draw on a row: `milli` of each GPU in `gpus` (one may be named twice), CPU, memory."""
-
-    row: int
-    gpus: tuple[int, ...]
-    milli: int
-    cpu: int
-    memory: int
-    tenant: TenantId
-    sign: int
-
-
 @dataclass(slots=True, eq=False)
 class _Kind:
     """Workers of one kind and what is known of them.
@@ -75,7 +61,7 @@ class _Kind:
         eligible: (N,) rows of its pool that take new work.
         fits: (N,) workers that each row holds now.
         score: (N,) how bad each row is; infinite where none fits.
-        seen: length of the room's log when the columns were last true.
+        seen: the stock's count of changes when the columns were last true.
         failed, failed_rack: the smallest gang known not to fit, anywhere and inside one rack.
     """
 
@@ -94,7 +80,7 @@ class _Kind:
 class Room:
     """What is free, less what was taken of it.
 
-    Not thread-safe. Limits of `snapshot.terms` hold as well: tenants' quotas and hard headroom.
+    Limits of `snapshot.terms` hold as well: tenants' quotas and hard headroom.
 
     Attributes:
         free: the working copy; changes with every call that takes or gives.
@@ -103,22 +89,15 @@ class Room:
     """
 
     def __init__(self, snapshot: Snapshot, score: NodeScore, seed: int) -> None:
-        columns = snapshot.columns
-        self.free = columns.free.copy()
-        self.table = columns.table
         self.quotas = Quotas(snapshot)
+        self._stock = Stock(snapshot.columns, self.quotas)
+        self.free = self._stock.free
+        self.table = self._stock.table
         self._reserves = Reserves(snapshot)
         self._scoring = score.on(self.free, snapshot, seed)
-        # Signed amounts: a node may hold more than it has left, and what comes back first pays
-        # that debt.
-        self._gpu = WHOLE_GPU_MILLI - columns.gpu_held
-        self._cpu = self.table.cpu - columns.cpu_held
-        self._memory = self.table.memory - columns.memory_held
         self._boards = [board_of(links) for links in self.table.boards]
         self._kinds: dict[Worker, _Kind] = {}
         self._of_class: dict[str, _Kind] = {}
-        self._log: list[int] = []
-        self._journal: list[_Change] = []
 
     # --- What fits -------------------------------------------------------------------------------
 
@@ -157,19 +136,21 @@ class Room:
         milli = gang.worker.milli * gang.workers
         if not self.quotas.admits(gang.job.tenant, milli):
             return None
-        spread = self._choose(kind, gang, among, None, models_first=models_first)
+        spread = self._choose(self._refreshed(kind), gang, among, None, models_first=models_first)
         if spread is None:
             if among is None:
                 if not gang.one_rack:
                     kind.failed = gang.workers
                 kind.failed_rack = min(kind.failed_rack, gang.workers)
             return None
-        before = len(self._journal)
+        before = self.mark()
         loads = self._draw(kind, spread, gang.job.tenant)
         if not self._reserves or not milli or self._reserves.kept(self.free):
             return loads
         self.undo(before)
-        spread = self._choose(kind, gang, among, self._spare(kind), models_first=models_first)
+        spread = self._choose(
+            self._refreshed(kind), gang, among, self._spare(kind), models_first=models_first
+        )
         if spread is None:
             return None
         loads = self._draw(kind, spread, gang.job.tenant)
@@ -202,14 +183,14 @@ class Room:
         left = self.quotas.left(tenant)
         if left is not None and each:
             most = min(most, have + left // each)
-        before = len(self._journal)
+        before = self.mark()
         self.give(gang, loads)
         # From the largest size down: what is given back and taken again is cheap, and sizes few.
         for workers in range(most, have, -1):
             spread = self._extended(kind, gang, loads, workers)
             if spread is None:
                 continue
-            mark = len(self._journal)
+            mark = self.mark()
             grown = self._draw(kind, spread, tenant)
             if not self._reserves or self._reserves.kept(self.free):
                 return grown
@@ -219,136 +200,60 @@ class Room:
 
     # --- Taking and giving -----------------------------------------------------------------------
 
-    def take(self, gang: Gang, loads: Loads) -> None:
-        """Take exactly these loads, which must be free.
-
-        Raises:
-            ValueError: they are not.
-        """
-        before = len(self._journal)
-        for change in self._changes(gang, loads, -1):
-            if not self._has(change):
-                self.undo(before)
-                raise ValueError(
-                    f"{self.table.nodes[change.row].name} lacks room for {gang.job.id}"
-                )
-            self._apply(change)
+    def take(self, gang: Gang, loads: Loads) -> bool:
+        """Take exactly these loads; False, and nothing taken, when they are not free."""
+        return self._stock.take_all(self._draws(gang, loads))
 
     def give(self, gang: Gang, loads: Loads) -> None:
         """Give back what `place`, `grow` or `take` took for this gang."""
-        for change in self._changes(gang, loads, 1):
-            self._apply(change)
+        for draw in self._draws(gang, loads):
+            self._stock.give(draw)
         self._hope()
 
     def release(self, attempt: LiveAttempt) -> None:
         """The exact place of a running attempt becomes free, as if it had ended."""
         for task in attempt.tasks:
-            change = self._held(task, attempt.tenant, 1)
-            if change is not None:
-                self._apply(change)
+            draw = self._held(task, attempt.tenant)
+            if draw is not None:
+                self._stock.give(draw)
         self._hope()
 
     def hold(self, attempt: LiveAttempt) -> bool:
         """Take a released attempt's exact place again; False, and nothing taken, if it is gone."""
-        before = len(self._journal)
-        for task in attempt.tasks:
-            change = self._held(task, attempt.tenant, -1)
-            if change is None or len(change.gpus) < len(task.gpu_ids) or not self._has(change):
-                self.undo(before)
-                return False
-            self._apply(change)
-        return True
+        draws = [self._held(task, attempt.tenant) for task in attempt.tasks]
+        known = [draw for draw in draws if draw is not None]
+        asked = sum(len(task.gpu_ids) for task in attempt.tasks)
+        if len(known) < len(draws) or sum(len(draw.gpus) for draw in known) < asked:
+            return False
+        return self._stock.take_all(known)
 
     def mark(self) -> int:
         """A point that `undo` can return to."""
-        return len(self._journal)
+        return self._stock.mark()
 
     def undo(self, mark: int) -> None:
         """Back to how things were at `mark`. O(changes since)."""
-        if len(self._journal) == mark:
-            return
-        while len(self._journal) > mark:
-            change = self._journal.pop()
-            self._write(change, -change.sign)
-        self._hope()
+        if self._stock.mark() > mark:
+            self._stock.undo(mark)
+            self._hope()
 
     def _hope(self) -> None:
         """Something came back: what failed may fit."""
         for kind in self._kinds.values():
             kind.failed = kind.failed_rack = NEVER
 
-    def _changes(self, gang: Gang, loads: Loads, sign: int) -> list[_Change]:
-        return [
-            self._change(gang.worker, load.row, load.workers, load.gpus, gang.job.tenant, sign)
-            for load in loads
-        ]
+    def _draws(self, gang: Gang, loads: Loads) -> list[Draw]:
+        worker, tenant = gang.worker, gang.job.tenant
+        return [_draw(worker, load.row, load.workers, load.gpus, tenant) for load in loads]
 
-    def _change(
-        self,
-        worker: Worker,
-        row: int,
-        workers: int,
-        gpus: tuple[int, ...],
-        tenant: TenantId,
-        sign: int,
-    ) -> _Change:
-        return _Change(
-            row,
-            gpus,
-            worker.gpu_milli or WHOLE_GPU_MILLI,
-            worker.needs.cpu_milli * workers,
-            worker.needs.memory_mib * workers,
-            tenant,
-            sign,
-        )
-
-    def _held(self, task: TaskPlacement, tenant: TenantId, sign: int) -> _Change | None:
+    def _held(self, task: TaskPlacement, tenant: TenantId) -> Draw | None:
         """What a running task draws; None when its node is gone."""
         row = self.table.row_of.get(task.node_id)
         if row is None:
             return None
         here = (self.table.gpu_at.get(gpu_id) for gpu_id in task.gpu_ids)
         gpus = tuple(where[1] for where in here if where is not None)
-        return _Change(row, gpus, task.gpu_milli, task.cpu_milli, task.memory_mib, tenant, sign)
-
-    def _has(self, change: _Change) -> bool:
-        free, row = self.free, change.row
-        if not self.table.open[row]:
-            return False
-        if change.cpu > free.cpu[row] or change.memory > free.memory[row]:
-            return False
-        return all(
-            change.gpus.count(gpu) * change.milli <= free.gpu[row, gpu] for gpu in set(change.gpus)
-        )
-
-    def _apply(self, change: _Change) -> None:
-        self._journal.append(change)
-        self._write(change, change.sign)
-
-    def _write(self, change: _Change, sign: int) -> None:
-        row, free, table = change.row, self.free, self.table
-        self._log.append(row)
-        is_open = table.open[row]
-        if change.cpu:
-            self._cpu[row] += sign * change.cpu
-            free.cpu[row] = max(self._cpu[row], 0) if is_open else 0
-        if change.memory:
-            self._memory[row] += sign * change.memory
-            free.memory[row] = max(self._memory[row], 0) if is_open else 0
-        if not change.gpus:
-            return
-        step = sign * change.milli
-        for gpu in change.gpus:
-            self._gpu[row, gpu] += step
-            if not table.gpu_open[row, gpu]:
-                continue
-            before = free.gpu[row, gpu]
-            after = max(self._gpu[row, gpu], 0)
-            free.gpu[row, gpu] = after
-            entire = int(after == WHOLE_GPU_MILLI) - int(before == WHOLE_GPU_MILLI)
-            if entire:
-                free.whole[table.gpu_model[row, gpu], row] += entire
-        self.quotas.take(change.tenant, -step * len(change.gpus))
+        return Draw(row, gpus, task.gpu_milli, task.cpu_milli, task.memory_mib, tenant)
 
     # --- Columns of each kind --------------------------------------------------------------------
 
@@ -357,7 +262,7 @@ class Room:
         kind = self._of_class.get(gang.job.class_key)
         if kind is None:
             kind = self._of_class[gang.job.class_key] = self._kind(gang.worker)
-        return self._refreshed(kind)
+        return kind
 
     def _kind(self, worker: Worker) -> _Kind:
         kind = self._kinds.get(worker)
@@ -385,16 +290,10 @@ class Room:
 
     def _refreshed(self, kind: _Kind) -> _Kind:
         """The kind with columns that are true now."""
-        now = len(self._log)
+        now = self._stock.changes
         if kind.seen == now:
             return kind
-        total = len(self.table.nodes)
-        if kind.seen < 0 or (now - kind.seen) * REBUILD_SHARE > total:
-            rows = np.arange(total)
-        elif now - kind.seen == 1:
-            rows = np.array(self._log[kind.seen :])
-        else:
-            rows = np.array(sorted(set(self._log[kind.seen :])))
+        rows = np.flatnonzero(self._stock.changed > kind.seen)
         kind.seen = now
         fits = self._counted(kind, rows)
         kind.fits[rows] = fits
@@ -418,31 +317,34 @@ class Room:
     def _gpu_counted(self, kind: _Kind, rows: Ints) -> Ints:
         """As `_counted`, by GPUs alone."""
         worker, free = kind.worker, self.free
-        if worker.gpu_milli:
-            parts = free.gpu[rows] // worker.gpu_milli
-            if worker.gpu_models:
-                parts = parts * np.isin(self.table.gpu_model[rows], kind.codes)
-            return parts.sum(axis=1, dtype=np.int64) // worker.parts
         each = worker.needs.gpus
-        if not each:
+        if not each and not worker.gpu_milli:
             return np.full(rows.size, UNBOUNDED, dtype=np.int64)
         if worker.one_domain:
             return self._domain_counted(kind, rows)
         count = np.zeros(rows.size, dtype=np.int64)
+        if worker.gpu_milli:
+            parts = free.gpu[rows] // worker.gpu_milli
+            if worker.gpu_models:
+                parts = parts * np.isin(self.table.gpu_model[rows], kind.codes)
+            count += parts.sum(axis=1)
+            return count // worker.parts
         for code in kind.codes:
             count += free.whole[code][rows] // each
         return count
 
     def _domain_counted(self, kind: _Kind, rows: Ints) -> Ints:
-        """As `_counted`, by GPUs of one model inside one NVLink domain."""
-        table = self.table
-        entire = self.free.gpu[rows] == WHOLE_GPU_MILLI
-        domain, model = table.gpu_domain[rows], table.gpu_model[rows]
+        """As `_gpu_counted`, each worker inside one NVLink domain, its whole GPUs of one model."""
+        table, worker = self.table, kind.worker
+        gpu, domain, model = self.free.gpu[rows], table.gpu_domain[rows], table.gpu_model[rows]
+        groups = [kind.codes] if worker.gpu_milli else [(code,) for code in kind.codes]
+        amount = gpu // worker.gpu_milli if worker.gpu_milli else gpu // WHOLE_GPU_MILLI
+        each = worker.parts if worker.gpu_milli else worker.needs.gpus
         count = np.zeros(rows.size, dtype=np.int64)
         for number in range(int(domain.max(initial=NO_GPU)) + 1):
-            inside = entire & (domain == number)
-            for code in kind.codes:
-                count += (inside & (model == code)).sum(axis=1) // kind.worker.needs.gpus
+            for group in groups:
+                inside = (domain == number) & np.isin(model, group)
+                count += np.where(inside, amount, 0).sum(axis=1) // each
         return count
 
     def _spare(self, kind: _Kind) -> Ints:
@@ -536,7 +438,7 @@ class Room:
             row = loads[0].row
             holds = kind.fits[row] >= workers
             if holds and kind.worker.one_domain:
-                holds = self._one_domain(kind, row, workers * kind.worker.needs.gpus) is not None
+                holds = self._whole_gpus(kind, row, workers) is not None
             return [(row, workers)] if holds else None
         fits = kind.fits
         if gang.one_rack:
@@ -566,90 +468,66 @@ class Room:
         worker = kind.worker
         if worker.gpu_milli:
             return self._draw_parts(kind, row, workers, tenant)
-        gpus: tuple[int, ...] = ()
+        gpus: tuple[int, ...] | None = ()
         if worker.needs.gpus:
             gpus = self._whole_gpus(kind, row, workers)
-        self._apply(self._change(worker, row, workers, gpus, tenant, -1))
+        assert gpus is not None, "the column of the kind said that they fit"
+        self._stock.take(_draw(worker, row, workers, gpus, tenant))
         return Load(row, workers, gpus)
+
+    def _whole_gpus(self, kind: _Kind, row: int, workers: int) -> tuple[int, ...] | None:
+        return whole_gpus(
+            self.free,
+            row,
+            self._boards[self.table.board[row]],
+            (workers, kind.worker.needs.gpus),
+            kind.codes,
+            ranked=kind.ranked,
+            one_domain=kind.worker.one_domain,
+        )
 
     def _draw_parts(self, kind: _Kind, row: int, workers: int, tenant: TenantId) -> Load:
         """Shares of GPUs, one after the other, because each changes what is best for the next."""
         worker = kind.worker
-        self._apply(
-            _Change(
-                row,
-                (),
-                0,
-                worker.needs.cpu_milli * workers,
-                worker.needs.memory_mib * workers,
-                tenant,
-                -1,
-            )
-        )
+        self._stock.take(_draw(worker, row, workers, (), tenant))
+        inside = self._accepted(kind, row, workers * worker.parts)
         gpus = []
         for _ in range(workers * worker.parts):
             gpu = self._scoring.gpu(worker, row)
-            if not self._shares(kind, row, gpu):
-                gpu = self._tightest(kind, row)
+            if not (inside[gpu] and self.free.gpu[row, gpu] >= worker.gpu_milli):
+                # Scores know neither models nor NVLink domains.
+                room = np.where(inside, self.free.gpu[row], 0)
+                gpu = int(np.argmin(np.where(room >= worker.gpu_milli, room, NEVER)))
             gpus.append(gpu)
-            self._apply(_Change(row, (gpu,), worker.gpu_milli, 0, 0, tenant, -1))
+            self._stock.take(Draw(row, (gpu,), worker.gpu_milli, 0, 0, tenant))
         return Load(row, workers, tuple(gpus))
 
-    def _shares(self, kind: _Kind, row: int, gpu: int) -> bool:
-        """Whether the part fits this GPU and the GPU is of an accepted model."""
-        fits = self.free.gpu[row, gpu] >= kind.worker.gpu_milli
-        return bool(fits) and int(self.table.gpu_model[row, gpu]) in kind.codes
-
-    def _tightest(self, kind: _Kind, row: int) -> int:
-        """The accepted GPU with the least room that holds the part.
-
-        Scores see one row and know no models, so on a node of several models they may be wrong.
+    def _accepted(self, kind: _Kind, row: int, parts: int) -> Bools:
+        """(G,) the GPUs of one node that so many parts may share: of an accepted model, and of the
+        NVLink domain with the least room that is enough, if they must share one.
         """
-        gpus = [g for g in range(self.free.gpu.shape[1]) if self._shares(kind, row, g)]
-        return min(gpus, key=lambda gpu: (int(self.free.gpu[row, gpu]), gpu))
+        table, worker = self.table, kind.worker
+        right = np.isin(table.gpu_model[row], kind.codes)
+        if not worker.one_domain:
+            return right
+        domain = table.gpu_domain[row]
+        room = np.where(right, self.free.gpu[row] // worker.gpu_milli, 0)
+        by_domain = [int(room[domain == number].sum()) for number in range(int(domain.max()) + 1)]
+        best = min((have, number) for number, have in enumerate(by_domain) if have >= parts)
+        found: Bools = right & (domain == best[1])
+        return found
 
-    def _whole_gpus(self, kind: _Kind, row: int, workers: int) -> tuple[int, ...]:
-        """Exact GPUs for whole-GPU workers on one row, chosen as one set where one model has all."""
-        size = workers * kind.worker.needs.gpus
-        board = self._boards[self.table.board[row]]
-        if kind.worker.one_domain:
-            found = self._one_domain(kind, row, size)
-            assert found is not None, "the column said that it fits"
-            return board.best(found, size)
-        entire = self.free.gpu[row] == WHOLE_GPU_MILLI
-        if self.table.model[row] != NO_GPU:
-            return board.best(tuple(np.flatnonzero(entire).tolist()), size)
-        models = self.table.gpu_model[row]
-        sets = [tuple(np.flatnonzero(entire & (models == code)).tolist()) for code in kind.codes]
-        if not kind.worker.gpu_models:
-            sets.sort(key=len)
-        for free in sets:
-            if len(free) >= size:
-                return board.best(free, size)
-        each = kind.worker.needs.gpus
-        gpus: list[int] = []
-        for free in sorted(sets, key=len, reverse=True):
-            size = min(workers * each - len(gpus), len(free) // each * each)
-            gpus += board.best(free, size)
-        return tuple(gpus)
 
-    def _one_domain(self, kind: _Kind, row: int, size: int) -> tuple[int, ...] | None:
-        """The free GPUs of one model in the NVLink domain to use: best model, then least room,
-        then best links.
-        """
-        entire = self.free.gpu[row] == WHOLE_GPU_MILLI
-        domain, models = self.table.gpu_domain[row], self.table.gpu_model[row]
-        board = self._boards[self.table.board[row]]
-        found: list[tuple[int, int, float, tuple[int, ...]]] = []
-        for liked, code in enumerate(kind.codes):
-            for number in range(int(domain.max()) + 1):
-                inside = entire & (domain == number) & (models == code)
-                free = tuple(np.flatnonzero(inside).tolist())
-                if len(free) >= size:
-                    reached = mean_pair_bandwidth(board.links, board.best(free, size))
-                    rank = liked if kind.ranked else 0
-                    found.append((rank, len(free), -reached, free))
-        return min(found)[3] if found else None
+def _draw(worker: Worker, row: int, workers: int, gpus: tuple[int, ...], tenant: TenantId) -> Draw:
+    """What `workers` workers with these GPUs draw."""
+    return Draw(
+        row,
+        gpus,
+        worker.gpu_milli or WHOLE_GPU_MILLI,
+        worker.needs.cpu_milli * workers,
+        worker.needs.memory_mib * workers,
+        tenant,
+    )
 
 
 def fewest_rows(fits: Ints, score: Floats, workers: int) -> Spread | None:

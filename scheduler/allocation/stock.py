@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from scheduler.allocation.limits import Quotas
 from scheduler.model.columns import Columns
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
@@ -34,15 +36,27 @@ class Stock:
     Attributes:
         free: what is free now; the arrays change in place.
         table: what the nodes are.
-        log: every row that ever changed, in order, undoing included.
+        changes: how often anything changed, undoing included.
+        changed: (N,) the value of `changes` after each row's latest change; 0 for none.
     """
 
-    __slots__ = ("_cpu", "_gpu", "_journal", "_memory", "_quotas", "free", "log", "table")
+    __slots__ = (
+        "_cpu",
+        "_gpu",
+        "_journal",
+        "_memory",
+        "_quotas",
+        "changed",
+        "changes",
+        "free",
+        "table",
+    )
 
     def __init__(self, columns: Columns, quotas: Quotas) -> None:
         self.free = columns.free.copy()
         self.table = columns.table
-        self.log: list[int] = []
+        self.changes = 0
+        self.changed = np.zeros(len(self.table.nodes), dtype=np.int64)
         self._quotas = quotas
         self._journal: list[tuple[Draw, int]] = []
         # Signed amounts: a node may hold more than it has (its capacity fell), and what comes back
@@ -92,7 +106,8 @@ class Stock:
 
     def _write(self, draw: Draw, sign: int) -> None:
         row, free, table = draw.row, self.free, self.table
-        self.log.append(row)
+        self.changes += 1
+        self.changed[row] = self.changes
         is_open = table.open[row]
         if draw.cpu_milli:
             self._cpu[row] += sign * draw.cpu_milli

@@ -211,6 +211,7 @@ def _nearest_neighbour(links: Links, order: list[int]) -> tuple[int, ...]:
 def whole_gpus(
     free: Free,
     row: int,
+    board: Board,
     sizes: tuple[int, int],
     codes: Sequence[int],
     *,
@@ -225,48 +226,49 @@ def whole_gpus(
     Args:
         free: what is free.
         row: the node.
+        board: its links.
         sizes: (workers, GPUs of each).
         codes: model codes to choose from.
         ranked: whether `codes` come in the job's order of preference; else the model with the least
             room that is enough is taken.
         one_domain: all must share an NVLink domain: the one with the least room, then best links.
     """
-    table = free.table
-    board = board_of(table.boards[table.board[row]])
     workers, each = sizes
     size = workers * each
     entire = free.gpu[row] == WHOLE_GPU_MILLI
-    if one_domain:
-        sets = _in_domains(free, row, entire, codes)
-    elif table.model[row] != NO_GPU:
-        sets = [tuple(np.flatnonzero(entire).tolist())]
-    else:
-        models = table.gpu_model[row]
-        sets = [tuple(np.flatnonzero(entire & (models == code)).tolist()) for code in codes]
-    enough = [found for found in sets if len(found) >= size]
-    if len(enough) > 1 and (one_domain or not ranked):
-        enough = [min(enough, key=lambda found: _cost_of(board, found, size))]
-    if enough:
-        return board.best(enough[0], size)
-    if one_domain or sum(len(found) // each for found in sets) < workers:
+    if not one_domain and free.table.model[row] != NO_GPU:
+        gpus = tuple(np.flatnonzero(entire).tolist())
+        return board.best(gpus, size) if len(gpus) >= size else None
+    sets = _sets(free, row, entire, codes, one_domain=one_domain)
+    for liked in range(len(codes)) if ranked else (None,):
+        enough = [
+            (len(gpus), -_reached(board, gpus, size), gpus)
+            for code, gpus in sets
+            if len(gpus) >= size and (liked is None or code == codes[liked])
+        ]
+        if enough:
+            return board.best(min(enough)[2], size)
+    if one_domain or sum(len(gpus) // each for _, gpus in sets) < workers:
         return None
-    gpus: list[int] = []
-    for found in sorted(sets, key=len, reverse=True):
-        part = min(size - len(gpus), len(found) // each * each)
-        gpus += board.best(found, part)
-    return tuple(gpus)
+    mixed: list[int] = []
+    for _, gpus in sorted(sets, key=lambda each: -len(each[1])):
+        mixed += board.best(gpus, min(size - len(mixed), len(gpus) // each * each))
+    return tuple(mixed)
 
 
-def _in_domains(free: Free, row: int, entire: Bools, codes: Sequence[int]) -> list[tuple[int, ...]]:
-    """The entirely free GPUs of one node, by (model, NVLink domain)."""
+def _sets(
+    free: Free, row: int, entire: Bools, codes: Sequence[int], *, one_domain: bool
+) -> list[tuple[int, tuple[int, ...]]]:
+    """(model code, its entirely free GPUs) of one node, for each NVLink domain if that matters."""
     domain, models = free.table.gpu_domain[row], free.table.gpu_model[row]
+    numbers = range(int(domain.max(initial=NO_GPU)) + 1) if one_domain else (None,)
     return [
-        tuple(np.flatnonzero(entire & (domain == number) & (models == code)).tolist())
+        (code, tuple(np.flatnonzero(inside).tolist()))
         for code in codes
-        for number in range(int(domain.max(initial=NO_GPU)) + 1)
+        for number in numbers
+        for inside in (entire & (models == code) & (True if number is None else domain == number),)
     ]
 
 
-def _cost_of(board: Board, free: tuple[int, ...], size: int) -> tuple[int, float, tuple[int, ...]]:
-    """How little a set of free GPUs suits `size` of them: room left over, then worse links."""
-    return len(free), -mean_pair_bandwidth(board.links, board.best(free, size)), free
+def _reached(board: Board, gpus: tuple[int, ...], size: int) -> float:
+    return mean_pair_bandwidth(board.links, board.best(gpus, size))

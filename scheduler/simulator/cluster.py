@@ -95,8 +95,9 @@ def _groups(path: Path) -> list[_Group]:
         located = read_yaml(text)
     except InvalidRequestError as error:
         problem = error.problems[0]
+        what = problem.message.replace("the job file", "the file")
         raise InvalidRequestError(
-            f"{path}, line {problem.line or 1}, column {problem.column or 1}: {problem.message}"
+            f"{path}, line {problem.line or 1}, column {problem.column or 1}: {what}"
         ) from error
     try:
         return _File.model_validate(located.value).nodes

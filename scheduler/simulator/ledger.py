@@ -12,11 +12,16 @@ from enum import Enum
 
 from scheduler.model.job import WaitingJob
 from scheduler.model.node import Node
+from scheduler.model.plan import Placement, Plan, TaskPlacement
+from scheduler.model.ports import CommitReport, DecisionMeta
 from scheduler.model.quantity import (
+    WHOLE_GPU_MILLI,
     AttemptId,
+    DecisionId,
     GpuId,
     JobId,
     NodeId,
+    UtcSeconds,
 )
 from scheduler.model.snapshot import LiveAttempt, SnapshotDelta
 from scheduler.model.terms import Terms

@@ -29,6 +29,7 @@ from scheduler.model.execution import (
     Receipt,
 )
 from scheduler.model.lifecycle import JobState
+from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort
 from scheduler.model.quantity import IntentId, UtcSeconds
 from scheduler.simulator.faults.chance import Chance, Fault
@@ -70,6 +71,7 @@ class Surroundings:
     Attributes:
         step: told all that happens; checks the invariants.
         woken: called after each commit that moved the journal, as the database notifies replicas.
+        decided: called with a plan before it is answered: the world may move on meanwhile.
         rejected_plans: folder for plans that failed verification.
     """
 
@@ -81,6 +83,7 @@ class Surroundings:
     ids: IdSource
     step: Callable[[str], None]
     woken: Callable[[], None]
+    decided: Callable[[Plan], None]
     rejected_plans: Path
 
 
@@ -91,6 +94,8 @@ class SimulatedDaemon:
         number: counts the daemons of a schedule.
         epoch: 0 until it leads.
         alive: whether it was neither killed nor has ended.
+        calls: blocking calls under way, by part.
+        errands: observations that are being told again.
     """
 
     def __init__(self, number: int, around: Surroundings) -> None:
@@ -123,7 +128,7 @@ class SimulatedDaemon:
                 ("reconcile", 1),
             )
         }
-        self.conductor: Conductor | None = None
+        self.errands: set[asyncio.Task[None]] = set()
 
     @property
     def frozen(self) -> bool:
@@ -156,9 +161,26 @@ class SimulatedDaemon:
         if self.alive:
             self.alive = False
             self.executor.close()
+            self.store.shut()
             self._died.set()
             self._thawed.set()
             self._around.step(f"daemon {self.number} dies: {why}")
+
+    def at_point(self, name: str) -> None:
+        """A failpoint is passed by this daemon's code.
+
+        Raises:
+            KilledError: it dies right here.
+            FailpointError: a defect shows right here.
+        """
+        chance = self._around.chance
+        if not self.alive:
+            raise KilledError
+        if chance.strikes(Fault.KILL_AT_POINT, 0.01, name):
+            self.kill(f"at {name}")
+            raise KilledError
+        if chance.strikes(Fault.ERROR_AT_POINT, 0.01, name):
+            raise FailpointError(name)
 
     def wake(self) -> None:
         """Something was committed."""
@@ -206,10 +228,10 @@ class SimulatedDaemon:
             around,
             self,
         )
-        conductor = self.conductor = Conductor(
+        conductor = Conductor(
             CycleContext(
                 store=DatabaseCycleStore(self.store, self.epoch, around.ids),
-                solver=SimulatedSolver(around.chance, self.gate),
+                solver=SimulatedSolver(around.chance, self.gate, around.decided),
                 policy="priority-age",
                 effort=EFFORT,
                 seed=0,

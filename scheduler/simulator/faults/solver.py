@@ -22,11 +22,18 @@ class SimulatedSolver:
     Args:
         chance: says when it fails.
         gate: waits while the daemon is frozen; raises when it is dead.
+        decided: called with a plan before it is answered.
     """
 
-    def __init__(self, chance: Chance, gate: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        chance: Chance,
+        gate: Callable[[], Awaitable[None]],
+        decided: Callable[[Plan], None],
+    ) -> None:
         self._chance = chance
         self._gate = gate
+        self._decided = decided
         self._snapshot = Snapshot()
         self._restarts = 0
 
@@ -60,6 +67,7 @@ class SimulatedSolver:
             self._restarts += 1
             return DecideResult(sent[-1] if sent else None, True, self._restarts, "it failed")
         *_, plan = plans
+        self._decided(plan)
         await asyncio.sleep(chance.between(0.005, 0.2))
         await self._gate()
         if chance.strikes(Fault.SOLVER_GARBAGE, 0.08):

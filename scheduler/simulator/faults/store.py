@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Engine, event, insert
@@ -180,6 +180,7 @@ class SimulatedStore:
         self._context = context
         self._served = served
         self._due = False
+        self._answers: dict[asyncio.Future[Any], None] = {}
         self._writer = Writer(
             disk.engine,
             commands_per_commit_max=COMMANDS_PER_COMMIT_MAX,
@@ -200,9 +201,22 @@ class SimulatedStore:
         await self._gate()
         future = self._writer.submit(command, failpoint)
         self.serve_soon()
-        kept = await asyncio.wrap_future(future)
+        answer = asyncio.wrap_future(future)
+        self._answers[answer] = None
+        try:
+            kept = await answer
+        except asyncio.CancelledError:
+            await self._gate()  # it tells a death from a caller that gave up
+            raise
+        finally:
+            del self._answers[answer]
         await self._gate()
         return kept
+
+    def shut(self) -> None:
+        """The daemon is dead: nobody gets an answer any more."""
+        for answer in tuple(self._answers):
+            answer.cancel()
 
     async def read(self, query: Callable[[Transaction], T]) -> T:
         """Run `query` on the state as it is; as `Database.read`."""

@@ -91,7 +91,7 @@ def test_a_job_in_backoff_says_until_when(office: Office) -> None:
 
 SENTENCES = {
     JobState.HELD: "It is held until somebody releases it.",
-    JobState.QUARANTINED: "It was set aside after attempt 0; release it to try again.",
+    JobState.QUARANTINED: "It was set aside; release it to try again.",
     JobState.ASSIGNED: "about to start: attempt 1, 1 task with 1 GPU on a.",
     JobState.LAUNCHING: "It is starting: attempt 1, 1 task with 1 GPU on a.",
     JobState.RUNNING: "It has been running for 0 s: attempt 1, 1 task with 1 GPU on a.",

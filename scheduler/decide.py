@@ -13,8 +13,8 @@ from scheduler.allocation import knapsack
 from scheduler.allocation.coarse import coarsened
 from scheduler.allocation.explain import explain
 from scheduler.allocation.feasibility import Problem, problem_of
-from scheduler.allocation.gpu_choice import place
-from scheduler.allocation.greedy import Packing, best_greedy, by_density, pack, worth
+from scheduler.allocation.bins import place
+from scheduler.allocation.bins import Packing, best_greedy, by_density, pack, worth
 from scheduler.allocation.highs import Limits
 from scheduler.allocation.knapsack import Solved
 from scheduler.allocation.verify import verify

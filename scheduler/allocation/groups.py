@@ -82,7 +82,7 @@ class Dimensions:
         return len(self.slots) + len(self.shares) + 2
 
     @classmethod
-    def of(cls, kinds: Sequence[Worker], blocks: Iterable[int] = ()) -> Dimensions:
+    def of(cls, kinds: Sequence[Worker], blocks: Sequence[int] = ()) -> Dimensions:
         """The dimensions that tell these kinds apart, and blocks of these sizes to keep free."""
         whole = [kind for kind in kinds if kind.needs.gpus]
         shares = [kind.gpu_milli for kind in kinds if kind.gpu_milli]

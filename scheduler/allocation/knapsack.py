@@ -34,7 +34,7 @@ from typing import Any
 import pulp
 
 from scheduler.allocation.feasibility import Ints, Problem
-from scheduler.allocation.greedy import Load, Packing
+from scheduler.allocation.bins import Load, Packing
 from scheduler.allocation.highs import Limits, PulpModel, solve
 
 ROUNDING_TOLERANCE = 1e-4

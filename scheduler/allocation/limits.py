@@ -39,6 +39,9 @@ class Quotas:
                 held = sum(len(task.gpu_ids) * task.gpu_milli for task in attempt.tasks)
                 self.take(attempt.tenant, held)
 
+    def __bool__(self) -> bool:
+        return bool(self._quota)
+
     def left(self, tenant: TenantId) -> int | None:
         """GPU thousandths that the tenant may still take, or None without a limit."""
         quota = self._quota.get(tenant)

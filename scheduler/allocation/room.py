@@ -15,19 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.allocation.gangs import Gang
+from scheduler.allocation.kinds import NEVER, Kind, Kinds
 from scheduler.allocation.limits import Quotas, Reserves
 from scheduler.allocation.stock import Draw, Stock
 from scheduler.allocation.topology import board_of, whole_gpus
-from scheduler.model.columns import NO_GPU, Bools, Floats, Ints
+from scheduler.model.columns import Bools, Floats, Ints
 from scheduler.model.job import Topology, Worker
 from scheduler.model.plan import TaskPlacement
 from scheduler.model.ports import NodeScore
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
 from scheduler.model.snapshot import LiveAttempt, Snapshot
-
-UNBOUNDED = 2**31
-"""Workers that a node holds when they need nothing."""
-NEVER = 2**62
 
 Spread = list[tuple[int, int]]
 """(row, workers) pairs."""
@@ -51,32 +48,6 @@ class Load:
 Loads = tuple[Load, ...]
 
 
-@dataclass(slots=True, eq=False)
-class _Kind:
-    """Workers of one kind and what is known of them.
-
-    Attributes:
-        codes: model codes it accepts, best first.
-        ranked: whether the order of `codes` is the job's wish.
-        eligible: (N,) rows of its pool that take new work.
-        fits: (N,) workers that each row holds now.
-        score: (N,) how bad each row is; infinite where none fits.
-        seen: the stock's count of changes when the columns were last true.
-        failed, failed_rack: the smallest gang known not to fit, anywhere and inside one rack.
-    """
-
-    worker: Worker
-    codes: tuple[int, ...]
-    ranked: bool
-    eligible: Bools
-    fits: Ints
-    score: Floats
-    seen: int = -1
-    failed: int = NEVER
-    failed_rack: int = NEVER
-    by_model: tuple[_Kind, ...] = ()
-
-
 class Room:
     """What is free, less what was taken of it.
 
@@ -96,8 +67,7 @@ class Room:
         self._reserves = Reserves(snapshot)
         self._scoring = score.on(self.free, snapshot, seed)
         self._boards = [board_of(links) for links in self.table.boards]
-        self._kinds: dict[Worker, _Kind] = {}
-        self._of_class: dict[str, _Kind] = {}
+        self._kinds = Kinds(self._stock, self._scoring)
 
     # --- What fits -------------------------------------------------------------------------------
 
@@ -106,11 +76,11 @@ class Room:
 
         Cost: O(rows changed since the last question about this worker).
         """
-        return self._refreshed(self._kind(worker)).fits
+        return self._kinds.refreshed(self._kinds.of(worker)).fits
 
     def scores(self, worker: Worker) -> Floats:
         """(N,) how bad each node is for one such worker; infinite where none fits. As `fits`."""
-        return self._refreshed(self._kind(worker)).score
+        return self._kinds.refreshed(self._kinds.of(worker)).score
 
     def place(
         self, gang: Gang, *, among: Bools | None = None, models_first: bool = True
@@ -130,13 +100,15 @@ class Room:
         Returns:
             what was taken, by row; None when it does not fit.
         """
-        kind = self._kind_of(gang)
+        kind = self._kinds.of_gang(gang)
         if among is None and gang.workers >= (kind.failed_rack if gang.one_rack else kind.failed):
             return None
         milli = gang.worker.milli * gang.workers
         if not self.quotas.admits(gang.job.tenant, milli):
             return None
-        spread = self._choose(self._refreshed(kind), gang, among, None, models_first=models_first)
+        spread = self._choose(
+            self._kinds.refreshed(kind), gang, among, None, models_first=models_first
+        )
         if spread is None:
             if among is None:
                 if not gang.one_rack:
@@ -149,7 +121,7 @@ class Room:
             return loads
         self.undo(before)
         spread = self._choose(
-            self._refreshed(kind), gang, among, self._spare(kind), models_first=models_first
+            self._kinds.refreshed(kind), gang, among, self._spare(kind), models_first=models_first
         )
         if spread is None:
             return None
@@ -177,7 +149,7 @@ class Room:
         have = sum(load.workers for load in loads)
         if have >= most:
             return loads
-        kind = self._kind_of(gang)
+        kind = self._kinds.of_gang(gang)
         tenant = gang.job.tenant
         each = gang.worker.milli
         left = self.quotas.left(tenant)
@@ -208,7 +180,7 @@ class Room:
         """Give back what `place`, `grow` or `take` took for this gang."""
         for draw in self._draws(gang, loads):
             self._stock.give(draw)
-        self._hope()
+        self._kinds.forget_failures()
 
     def release(self, attempt: LiveAttempt) -> None:
         """The exact place of a running attempt becomes free, as if it had ended."""
@@ -216,7 +188,7 @@ class Room:
             draw = self._held(task, attempt.tenant)
             if draw is not None:
                 self._stock.give(draw)
-        self._hope()
+        self._kinds.forget_failures()
 
     def hold(self, attempt: LiveAttempt) -> bool:
         """Take a released attempt's exact place again; False, and nothing taken, if it is gone."""
@@ -235,12 +207,7 @@ class Room:
         """Back to how things were at `mark`. O(changes since)."""
         if self._stock.mark() > mark:
             self._stock.undo(mark)
-            self._hope()
-
-    def _hope(self) -> None:
-        """Something came back: what failed may fit."""
-        for kind in self._kinds.values():
-            kind.failed = kind.failed_rack = NEVER
+            self._kinds.forget_failures()
 
     def _draws(self, gang: Gang, loads: Loads) -> list[Draw]:
         worker, tenant = gang.worker, gang.job.tenant
@@ -255,99 +222,7 @@ class Room:
         gpus = tuple(where[1] for where in here if where is not None)
         return Draw(row, gpus, task.gpu_milli, task.cpu_milli, task.memory_mib, tenant)
 
-    # --- Columns of each kind --------------------------------------------------------------------
-
-    def _kind_of(self, gang: Gang) -> _Kind:
-        """Jobs of one class have one shape, and a string is found faster than a shape."""
-        kind = self._of_class.get(gang.job.class_key)
-        if kind is None:
-            kind = self._of_class[gang.job.class_key] = self._kind(gang.worker)
-        return kind
-
-    def _kind(self, worker: Worker) -> _Kind:
-        kind = self._kinds.get(worker)
-        if kind is None:
-            kind = self._kinds[worker] = self._described(worker)
-        return kind
-
-    def _described(self, worker: Worker) -> _Kind:
-        table = self.table
-        known = {name: code for code, name in enumerate(table.models)}
-        codes = tuple(known[name] for name in worker.gpu_models if name in known)
-        eligible = table.open
-        if worker.pool is not None:
-            pools = {name: code for code, name in enumerate(table.pools)}
-            eligible = eligible & (table.pool == pools.get(str(worker.pool), -1))
-        rows = len(table.nodes)
-        return _Kind(
-            worker,
-            codes if worker.gpu_models else tuple(range(len(table.models))),
-            ranked=len(codes) > 1,
-            eligible=eligible,
-            fits=np.zeros(rows, dtype=np.int64),
-            score=np.full(rows, np.inf),
-        )
-
-    def _refreshed(self, kind: _Kind) -> _Kind:
-        """The kind with columns that are true now."""
-        now = self._stock.changes
-        if kind.seen == now:
-            return kind
-        rows = np.flatnonzero(self._stock.changed > kind.seen)
-        kind.seen = now
-        fits = self._counted(kind, rows)
-        kind.fits[rows] = fits
-        kind.score[rows] = np.inf
-        good = rows[fits > 0]
-        if good.size:
-            kind.score[good] = self._scoring.rows(kind.worker, good)
-        return kind
-
-    def _counted(self, kind: _Kind, rows: Ints) -> Ints:
-        """(len(rows),) workers that fit each of these rows."""
-        worker, free = kind.worker, self.free
-        count = self._gpu_counted(kind, rows)
-        if worker.needs.cpu_milli:
-            count = np.minimum(count, free.cpu[rows] // worker.needs.cpu_milli)
-        if worker.needs.memory_mib:
-            count = np.minimum(count, free.memory[rows] // worker.needs.memory_mib)
-        fits: Ints = count * kind.eligible[rows]
-        return fits
-
-    def _gpu_counted(self, kind: _Kind, rows: Ints) -> Ints:
-        """As `_counted`, by GPUs alone."""
-        worker, free = kind.worker, self.free
-        each = worker.needs.gpus
-        if not each and not worker.gpu_milli:
-            return np.full(rows.size, UNBOUNDED, dtype=np.int64)
-        if worker.one_domain:
-            return self._domain_counted(kind, rows)
-        count = np.zeros(rows.size, dtype=np.int64)
-        if worker.gpu_milli:
-            parts = free.gpu[rows] // worker.gpu_milli
-            if worker.gpu_models:
-                parts = parts * np.isin(self.table.gpu_model[rows], kind.codes)
-            count += parts.sum(axis=1)
-            return count // worker.parts
-        for code in kind.codes:
-            count += free.whole[code][rows] // each
-        return count
-
-    def _domain_counted(self, kind: _Kind, rows: Ints) -> Ints:
-        """As `_gpu_counted`, each worker inside one NVLink domain, its whole GPUs of one model."""
-        table, worker = self.table, kind.worker
-        gpu, domain, model = self.free.gpu[rows], table.gpu_domain[rows], table.gpu_model[rows]
-        groups = [kind.codes] if worker.gpu_milli else [(code,) for code in kind.codes]
-        amount = gpu // worker.gpu_milli if worker.gpu_milli else gpu // WHOLE_GPU_MILLI
-        each = worker.parts if worker.gpu_milli else worker.needs.gpus
-        count = np.zeros(rows.size, dtype=np.int64)
-        for number in range(int(domain.max(initial=NO_GPU)) + 1):
-            for group in groups:
-                inside = (domain == number) & np.isin(model, group)
-                count += np.where(inside, amount, 0).sum(axis=1) // each
-        return count
-
-    def _spare(self, kind: _Kind) -> Ints:
+    def _spare(self, kind: Kind) -> Ints:
         """(N,) workers that each row holds without touching reserved blocks."""
         spare = self._reserves.spare(self.free)
         each = max(1, kind.worker.needs.gpus)
@@ -361,7 +236,7 @@ class Room:
 
     def _choose(
         self,
-        kind: _Kind,
+        kind: Kind,
         gang: Gang,
         among: Bools | None,
         cap: Ints | None,
@@ -381,32 +256,13 @@ class Room:
             row = int(kind.score.argmin()) if kind.score.size else 0
             return [(row, 1)] if kind.score.size and kind.fits[row] else None
         if kind.ranked and models_first:
-            for narrow in self._by_model(kind):
-                self._refreshed(narrow)
+            for narrow in self._kinds.by_model(kind):
+                self._kinds.refreshed(narrow)
                 fits = _limited(narrow.fits, among, cap)
                 spread = self._spread(fits, narrow.score, gang)
                 if spread is not None:
                     return spread
         return self._spread(_limited(kind.fits, among, cap), kind.score, gang)
-
-    def _by_model(self, kind: _Kind) -> tuple[_Kind, ...]:
-        """The kind narrowed to each of its models, the one it likes best first."""
-        if not kind.by_model:
-            worker = kind.worker
-            kind.by_model = tuple(
-                self._kind(
-                    Worker(
-                        worker.needs,
-                        worker.gpu_milli,
-                        (self.table.models[code],),
-                        worker.pool,
-                        worker.one_domain,
-                        worker.parts,
-                    )
-                )
-                for code in kind.codes
-            )
-        return kind.by_model
 
     def _spread(self, fits: Ints, score: Floats, gang: Gang) -> Spread | None:
         """All workers onto as few of the rows as possible, in one rack if it must be."""
@@ -431,14 +287,14 @@ class Room:
         enough = np.flatnonzero(room >= workers)
         return int(enough[np.argmin(room[enough])]) if enough.size else None
 
-    def _extended(self, kind: _Kind, gang: Gang, loads: Loads, workers: int) -> Spread | None:
+    def _extended(self, kind: Kind, gang: Gang, loads: Loads, workers: int) -> Spread | None:
         """Rows for `workers` workers: on each row of `loads` at least as many as there."""
-        self._refreshed(kind)
+        self._kinds.refreshed(kind)
         if gang.shape.topology.one_node:
             row = loads[0].row
             holds = kind.fits[row] >= workers
             if holds and kind.worker.one_domain:
-                holds = self._whole_gpus(kind, row, workers) is not None
+                holds = self._in_one_domain(kind, row, workers)
             return [(row, workers)] if holds else None
         fits = kind.fits
         if gang.one_rack:
@@ -461,10 +317,10 @@ class Room:
 
     # --- Drawing exact GPUs ----------------------------------------------------------------------
 
-    def _draw(self, kind: _Kind, spread: Spread, tenant: TenantId) -> Loads:
+    def _draw(self, kind: Kind, spread: Spread, tenant: TenantId) -> Loads:
         return tuple(self._draw_row(kind, row, workers, tenant) for row, workers in spread)
 
-    def _draw_row(self, kind: _Kind, row: int, workers: int, tenant: TenantId) -> Load:
+    def _draw_row(self, kind: Kind, row: int, workers: int, tenant: TenantId) -> Load:
         worker = kind.worker
         if worker.gpu_milli:
             return self._draw_parts(kind, row, workers, tenant)
@@ -475,7 +331,7 @@ class Room:
         self._stock.take(_draw(worker, row, workers, gpus, tenant))
         return Load(row, workers, gpus)
 
-    def _whole_gpus(self, kind: _Kind, row: int, workers: int) -> tuple[int, ...] | None:
+    def _whole_gpus(self, kind: Kind, row: int, workers: int) -> tuple[int, ...] | None:
         return whole_gpus(
             self.free,
             row,
@@ -486,11 +342,18 @@ class Room:
             one_domain=kind.worker.one_domain,
         )
 
-    def _draw_parts(self, kind: _Kind, row: int, workers: int, tenant: TenantId) -> Load:
+    def _in_one_domain(self, kind: Kind, row: int, workers: int) -> bool:
+        """Whether several workers bound to an NVLink domain find room in the same one."""
+        if kind.worker.gpu_milli:
+            return self._accepted(kind, row, workers * kind.worker.parts) is not None
+        return self._whole_gpus(kind, row, workers) is not None
+
+    def _draw_parts(self, kind: Kind, row: int, workers: int, tenant: TenantId) -> Load:
         """Shares of GPUs, one after the other, because each changes what is best for the next."""
         worker = kind.worker
         self._stock.take(_draw(worker, row, workers, (), tenant))
         inside = self._accepted(kind, row, workers * worker.parts)
+        assert inside is not None, "the column of the kind said that they fit"
         gpus = []
         for _ in range(workers * worker.parts):
             gpu = self._scoring.gpu(worker, row)
@@ -502,9 +365,11 @@ class Room:
             self._stock.take(Draw(row, (gpu,), worker.gpu_milli, 0, 0, tenant))
         return Load(row, workers, tuple(gpus))
 
-    def _accepted(self, kind: _Kind, row: int, parts: int) -> Bools:
-        """(G,) the GPUs of one node that so many parts may share: of an accepted model, and of the
-        NVLink domain with the least room that is enough, if they must share one.
+    def _accepted(self, kind: Kind, row: int, parts: int) -> Bools | None:
+        """(G,) the GPUs of one node that so many parts may share; None when none may.
+
+        They are of accepted models, and where parts must share an NVLink domain, of the one with
+        the least room that is enough.
         """
         table, worker = self.table, kind.worker
         right = np.isin(table.gpu_model[row], kind.codes)
@@ -513,9 +378,8 @@ class Room:
         domain = table.gpu_domain[row]
         room = np.where(right, self.free.gpu[row] // worker.gpu_milli, 0)
         by_domain = [int(room[domain == number].sum()) for number in range(int(domain.max()) + 1)]
-        best = min((have, number) for number, have in enumerate(by_domain) if have >= parts)
-        found: Bools = right & (domain == best[1])
-        return found
+        enough = [(have, number) for number, have in enumerate(by_domain) if have >= parts]
+        return right & (domain == min(enough)[1]) if enough else None
 
 
 def _draw(worker: Worker, row: int, workers: int, gpus: tuple[int, ...], tenant: TenantId) -> Draw:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.allocation.limits import Quotas
-from scheduler.model.columns import Columns
+from scheduler.model.columns import NO_GPU, Columns, Ints
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
 
 
@@ -36,6 +36,7 @@ class Stock:
     Attributes:
         free: what is free now; the arrays change in place.
         table: what the nodes are.
+        entire: (N,) entirely free GPUs, of all models.
         changes: how often anything changed, undoing included.
         changed: (N,) the value of `changes` after each row's latest change; 0 for none.
     """
@@ -45,9 +46,11 @@ class Stock:
         "_gpu",
         "_journal",
         "_memory",
+        "_plain",
         "_quotas",
         "changed",
         "changes",
+        "entire",
         "free",
         "table",
     )
@@ -55,15 +58,20 @@ class Stock:
     def __init__(self, columns: Columns, quotas: Quotas) -> None:
         self.free = columns.free.copy()
         self.table = columns.table
+        self.entire: Ints = self.free.whole.sum(axis=0)
         self.changes = 0
         self.changed = np.zeros(len(self.table.nodes), dtype=np.int64)
         self._quotas = quotas
         self._journal: list[tuple[Draw, int]] = []
         # Signed amounts: a node may hold more than it has (its capacity fell), and what comes back
-        # pays that debt first.
+        # pays that debt first. Nearly all rows are plain: open and without debt.
+        table = self.table
         self._gpu = WHOLE_GPU_MILLI - columns.gpu_held
-        self._cpu = self.table.cpu - columns.cpu_held
-        self._memory = self.table.memory - columns.memory_held
+        self._cpu = table.cpu - columns.cpu_held
+        self._memory = table.memory - columns.memory_held
+        good = (table.gpu_open & (self._gpu >= 0)) | (table.gpu_model == NO_GPU)
+        plain = table.open & (self._cpu >= 0) & (self._memory >= 0) & good.all(axis=1)
+        self._plain: list[bool] = plain.tolist()
 
     def has(self, draw: Draw) -> bool:
         """Whether all of it is free."""
@@ -105,26 +113,41 @@ class Stock:
             self._write(draw, -sign)
 
     def _write(self, draw: Draw, sign: int) -> None:
-        row, free, table = draw.row, self.free, self.table
+        row = draw.row
         self.changes += 1
         self.changed[row] = self.changes
-        is_open = table.open[row]
-        if draw.cpu_milli:
-            self._cpu[row] += sign * draw.cpu_milli
-            free.cpu[row] = max(self._cpu[row], 0) if is_open else 0
-        if draw.memory_mib:
-            self._memory[row] += sign * draw.memory_mib
-            free.memory[row] = max(self._memory[row], 0) if is_open else 0
-        if not draw.gpus:
+        if draw.gpus and self._quotas:
+            self._quotas.take(draw.tenant, -sign * draw.milli * len(draw.gpus))
+        if not self._plain[row]:
+            self._write_signed(draw, sign)
             return
-        step = sign * draw.milli
+        free = self.free
+        if draw.cpu_milli:
+            free.cpu[row] += sign * draw.cpu_milli
+        if draw.memory_mib:
+            free.memory[row] += sign * draw.memory_mib
         for gpu in draw.gpus:
-            self._gpu[row, gpu] += step
-            if not table.gpu_open[row, gpu]:
-                continue
-            before, after = free.gpu[row, gpu], max(self._gpu[row, gpu], 0)
-            free.gpu[row, gpu] = after
+            self._set_gpu(row, gpu, free.gpu[row, gpu] + sign * draw.milli)
+
+    def _write_signed(self, draw: Draw, sign: int) -> None:
+        """As `_write` where a part takes no new work or is in debt."""
+        row, free, table = draw.row, self.free, self.table
+        self._cpu[row] += sign * draw.cpu_milli
+        self._memory[row] += sign * draw.memory_mib
+        if table.open[row]:
+            free.cpu[row] = max(self._cpu[row], 0)
+            free.memory[row] = max(self._memory[row], 0)
+        for gpu in draw.gpus:
+            self._gpu[row, gpu] += sign * draw.milli
+            if table.gpu_open[row, gpu]:
+                self._set_gpu(row, gpu, max(self._gpu[row, gpu], 0))
+
+    def _set_gpu(self, row: int, gpu: int, after: int) -> None:
+        free = self.free
+        before = free.gpu[row, gpu]
+        free.gpu[row, gpu] = after
+        free.milli[row] += after - before
+        if WHOLE_GPU_MILLI in (before, after):
             entire = int(after == WHOLE_GPU_MILLI) - int(before == WHOLE_GPU_MILLI)
-            if entire:
-                free.whole[table.gpu_model[row, gpu], row] += entire
-        self._quotas.take(draw.tenant, -step * len(draw.gpus))
+            free.whole[self.table.gpu_model[row, gpu], row] += entire
+            self.entire[row] += entire

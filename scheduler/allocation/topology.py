@@ -237,7 +237,7 @@ def whole_gpus(
     size = workers * each
     entire = free.gpu[row] == WHOLE_GPU_MILLI
     if not one_domain and free.table.model[row] != NO_GPU:
-        gpus = tuple(np.flatnonzero(entire).tolist())
+        gpus = tuple(entire.nonzero()[0].tolist())
         return board.best(gpus, size) if len(gpus) >= size else None
     sets = _sets(free, row, entire, codes, one_domain=one_domain)
     for liked in range(len(codes)) if ranked else (None,):

@@ -156,12 +156,14 @@ class Free:
     Attributes:
         table: what the nodes are.
         gpu: (N, G) free thousandths of each GPU.
+        milli: (N,) free thousandths of all its GPUs.
         whole: (M, N) entirely free GPUs by model; sum over axis 0 for all models.
         cpu, memory: (N,) free milli-CPU and MiB, never negative.
     """
 
     table: NodeTable
     gpu: Ints
+    milli: Ints
     whole: Ints
     cpu: Ints
     memory: Ints
@@ -169,7 +171,12 @@ class Free:
     def copy(self) -> Free:
         """Arrays that the caller may change."""
         return Free(
-            self.table, self.gpu.copy(), self.whole.copy(), self.cpu.copy(), self.memory.copy()
+            self.table,
+            self.gpu.copy(),
+            self.milli.copy(),
+            self.whole.copy(),
+            self.cpu.copy(),
+            self.memory.copy(),
         )
 
 
@@ -243,6 +250,7 @@ def _derived(table: NodeTable, gpu: Ints, cpu: Ints, memory: Ints) -> Columns:
     free = Free(
         table,
         free_gpu,
+        free_gpu.sum(axis=1),
         whole,
         np.where(table.open, np.maximum(table.cpu - cpu, 0), 0),
         np.where(table.open, np.maximum(table.memory - memory, 0), 0),

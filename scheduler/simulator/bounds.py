@@ -29,7 +29,7 @@ class Bounds:
         jct_s_mean: no mean completion time is below it.
         wait_s_mean: no mean wait is below it.
         makespan_s: no makespan is below it.
-        gpu_utilization: none above it is possible over the whole run.
+        gpu_utilization: none above it is possible from the first arrival to the last release.
         gpu_utilization_window: none above it is possible inside the window.
         gpu_allocation_ratio: none above it is possible in a replay.
     """

@@ -90,7 +90,7 @@ def fairness_of(
 
 def jain(amounts: Floats) -> float:
     """Jain's index of `amounts`, shape (n,): 1 when all are equal, 1/n when one has all."""
-    squares = float(amounts @ amounts)
+    squares = float((amounts * amounts).sum())
     return float(amounts.sum()) ** 2 / (amounts.size * squares) if squares else 1.0
 
 
@@ -156,9 +156,11 @@ def _over_time(arrays: Arrays, total_gpus: float, weight: Floats) -> tuple[Float
         now = level[-1]
         demand, used = np.maximum(level[:, :tenants], 0.0), level[:, tenants:]
         fair = max_min_shares(demand, total_gpus, weight)
-        held += steps[part] @ used
-        share += steps[part] @ fair
-        off += steps[part] @ np.abs(used - fair)
+        # No BLAS: the order of its sums may depend on the machine's load.
+        lasts = steps[part, np.newaxis]
+        held += (lasts * used).sum(axis=0)
+        share += (lasts * fair).sum(axis=0)
+        off += (lasts * np.abs(used - fair)).sum(axis=0)
     return held, share, off
 
 

@@ -107,7 +107,7 @@ def generate(recipe: Recipe, total_gpus: int, node_gpus: int) -> Workload:
     medians = np.array([shape.median_s[int(size)] for size in gpus])
     drawn = medians * np.exp(shape.sigma * rng.standard_normal(recipe.jobs))
     run_s = np.maximum(_SHORTEST_S, np.round(drawn, 3))
-    horizon_s = float(gpus @ run_s) / (recipe.load * total_gpus)
+    horizon_s = float((gpus * run_s).sum()) / (recipe.load * total_gpus)
     arrivals = _arrivals(rng, recipe, horizon_s)
     share = 1.0 / np.arange(1, recipe.tenants + 1)
     tenants = rng.choice(recipe.tenants, recipe.jobs, p=share / share.sum())

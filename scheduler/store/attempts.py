@@ -48,6 +48,7 @@ _LAUNCHES = select(intents.c.attempt_id, intents.c.order_json).where(
     intents.c.attempt_id.in_(bindparam("attempt_ids", expanding=True)),
     intents.c.kind == IntentKind.LAUNCH.value,
 )
+_TOUCH = update(attempts).where(attempts.c.id == bindparam("of"))
 _CLOSE = (
     update(attempts)
     .where(attempts.c.id == bindparam("of"), attempts.c.live.is_(True))
@@ -186,14 +187,14 @@ def stop_jobs(
     ]
     made = apply_event_to_all(tx, moves, event, now=now)
     close: list[tuple[AttemptId, int]] = []
-    stop: list[tuple[Row[Any], Row[Any]]] = []
+    stop: list[tuple[Row[Any], Row[Any], int]] = []
     for (job, attempt), moved in zip(found, made, strict=True):
         if attempt is None:
             continue
         if Instruction.CLOSE_ATTEMPT in moved.move.instructions:
             close.append((AttemptId(attempt.id), moved.revision))
         if Instruction.REQUEST_STOP in moved.move.instructions:
-            stop.append((job, attempt))
+            stop.append((job, attempt, moved.revision))
     close_attempts(tx, close, end, now=now)
     _order_stops(tx, stop, cause, now=now, ids=ids, epoch=epoch)
     return tuple(moved.move for moved in made)
@@ -278,14 +279,20 @@ def _give_back(tx: Transaction, attempt_ids: Sequence[AttemptId]) -> None:
 
 def _order_stops(
     tx: Transaction,
-    stopping: Sequence[tuple[Row[Any], Row[Any]]],
+    stopping: Sequence[tuple[Row[Any], Row[Any], int]],
     cause: EndCause,
     *,
     now: UtcSeconds,
     ids: IdSource,
     epoch: int | None,
 ) -> None:
-    grace_s = _grace_s(tx, [attempt.id for _, attempt in stopping])
+    if not stopping:
+        return
+    # Snapshots tell of attempts by their revision, and that one is stopping is news.
+    tx.connection.execute(
+        _TOUCH, [{"of": attempt.id, "revision": revision} for _, attempt, revision in stopping]
+    )
+    grace_s = _grace_s(tx, [attempt.id for _, attempt, _ in stopping])
     orders = [
         (
             job,
@@ -296,7 +303,7 @@ def _order_stops(
                 grace_s=grace_s[attempt.id],
             ),
         )
-        for job, attempt in stopping
+        for job, attempt, _ in stopping
     ]
     insert_intents(tx, IntentKind.STOP, orders, now=now, ids=ids)
 

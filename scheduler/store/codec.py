@@ -6,6 +6,7 @@ The text of a value holds every field by its name, so a field added later needs 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -15,7 +16,14 @@ from scheduler.model.job import LauncherKind
 from scheduler.model.lifecycle import EndCause
 from scheduler.model.node import Links
 from scheduler.model.plan import FunnelStep, Reason, ReasonCode, TaskPlacement, Waiting
-from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, TenantId
+from scheduler.model.quantity import (
+    WHOLE_GPU_MILLI,
+    AttemptId,
+    GpuId,
+    JobId,
+    NodeId,
+    TenantId,
+)
 
 
 def text(value: object) -> str:
@@ -32,6 +40,7 @@ def placement_tasks(document: str) -> tuple[TaskPlacement, ...]:
             gpu_ids=tuple(GpuId(gpu) for gpu in task["gpu_ids"]),
             cpu_milli=task["cpu_milli"],
             memory_mib=task["memory_mib"],
+            gpu_milli=task.get("gpu_milli", WHOLE_GPU_MILLI),
         )
         for task in orjson.loads(document)
     )
@@ -80,8 +89,9 @@ def stop_order(document: str) -> StopOrder:
     )
 
 
+@lru_cache(maxsize=1_024)
 def links(document: str) -> Links:
-    """The link matrices that `text` wrote."""
+    """The link matrices that `text` wrote; nodes of one kind share one value."""
     found: Mapping[str, Sequence[Sequence[float]]] = orjson.loads(document)
     return Links(
         nvlinks=tuple(tuple(int(count) for count in row) for row in found["nvlinks"]),

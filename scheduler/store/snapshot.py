@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from sqlalchemy import BigInteger, Row, bindparam, or_, select
@@ -47,6 +48,7 @@ _WAITING_COLUMNS = (
     jobs.c.submitted_at,
     jobs.c.eligible_at,
     jobs.c.tasks_min,
+    jobs.c.tasks_max,
     jobs.c.gpus_per_task,
     jobs.c.cpu_milli,
     jobs.c.memory_mib,
@@ -70,6 +72,22 @@ _LIVE = select(
 ).join(jobs, jobs.c.id == attempts.c.job_id)
 _ALL_LIVE = _LIVE.where(LIVE)
 _CHANGED_ATTEMPTS = _LIVE.where(attempts.c.revision > _BASE)
+_GPUS = (
+    select(
+        gpus.c.node_id,
+        gpus.c.id,
+        gpus.c.position,
+        gpus.c.model,
+        gpus.c.memory_mib,
+        gpus.c.health,
+        gpus.c.cordoned,
+    )
+    .where(gpus.c.present.is_(True))
+    .order_by(gpus.c.position)
+)
+# By value: calling an Enum costs as much as all the rest of a small value.
+_HEALTH = {health.value: health for health in Health}
+_SHAPES_KEPT = 16_384
 
 
 def load_delta(tx: Transaction, base_revision: int) -> SnapshotDelta:
@@ -112,24 +130,17 @@ def load_nodes(tx: Transaction, rows: list[AnyRow]) -> tuple[Node, ...]:
     if not rows:
         return ()
     found: defaultdict[str, list[Gpu]] = defaultdict(list)
-    statement = select(gpus).where(gpus.c.present.is_(True)).order_by(gpus.c.position)
+    statement = _GPUS
     few = 100  # beyond that, reading all GPUs beats a long list of ids
     if len(rows) <= few:
         statement = statement.where(gpus.c.node_id.in_([row.id for row in rows]))
     for gpu in tx.connection.execute(statement):
-        found[gpu.node_id].append(_gpu(gpu))
+        # Unpacked by position: there are many, and access by name is slow.
+        node_id, gpu_id, position, model, memory_mib, health, cordoned = gpu
+        found[node_id].append(
+            Gpu(GpuId(gpu_id), position, model, memory_mib, _HEALTH[health], cordoned)
+        )
     return tuple(_node(row, tuple(found[row.id])) for row in rows)
-
-
-def _gpu(row: AnyRow) -> Gpu:
-    return Gpu(
-        id=GpuId(row.id),
-        index=row.position,
-        model=row.model,
-        memory_mib=row.memory_mib,
-        health=Health(row.health),
-        cordoned=row.cordoned,
-    )
 
 
 def _node(row: AnyRow, on_it: tuple[Gpu, ...]) -> Node:
@@ -143,7 +154,7 @@ def _node(row: AnyRow, on_it: tuple[Gpu, ...]) -> Node:
         price_class=PriceClass(row.price_class),
         rack=row.rack,
         zone=row.zone,
-        health=Health(row.health),
+        health=_HEALTH[row.health],
         cordoned=row.cordoned,
         simulated=row.simulated,
     )
@@ -157,16 +168,41 @@ def _waiting_job(row: AnyRow) -> WaitingJob:
         priority=row.priority,
         submitted_at=UtcSeconds(row.submitted_at),
         eligible_at=UtcSeconds(row.eligible_at),
-        shape=JobShape(
-            tasks=row.tasks_min,
-            per_task=Resources(row.gpus_per_task, row.cpu_milli, row.memory_mib),
-            gpu_models=codec.gpu_models(row.gpu_models),
-            topology=Topology(row.topology),
-            pool=None if row.pool is None else PoolName(row.pool),
+        shape=_shape(
+            row.tasks_min,
+            row.tasks_max,
+            row.gpus_per_task,
+            row.cpu_milli,
+            row.memory_mib,
+            row.gpu_models,
+            row.topology,
+            row.pool,
         ),
         preemptible=row.preemptible,
         attempts=row.attempts,
         class_key=row.class_key,
+    )
+
+
+@lru_cache(maxsize=_SHAPES_KEPT)
+def _shape(
+    tasks: int,
+    tasks_max: int,
+    gpus_per_task: int,
+    cpu_milli: int,
+    memory_mib: int,
+    gpu_models: str,
+    topology: str,
+    pool: str | None,
+) -> JobShape:
+    """The shape that these columns say: one value, however many jobs have it."""
+    return JobShape(
+        tasks=tasks,
+        per_task=Resources(gpus_per_task, cpu_milli, memory_mib),
+        gpu_models=codec.gpu_models(gpu_models),
+        topology=Topology(topology),
+        pool=None if pool is None else PoolName(pool),
+        tasks_max=tasks_max,
     )
 
 

@@ -22,7 +22,7 @@ from support.clusters import MIXES, NOW, random_instance
 from policies.registry import profile_named
 from scheduler.allocation import knapsack
 from scheduler.allocation.feasibility import Problem, problem_of
-from scheduler.allocation.greedy import best_greedy
+from scheduler.allocation.bins import best_greedy
 from scheduler.allocation.highs import Limits
 from scheduler.decide import decide
 from scheduler.model.ports import Effort

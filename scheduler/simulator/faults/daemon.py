@@ -202,7 +202,7 @@ class SimulatedDaemon:
             if not self.alive or not life.done():
                 return "killed"
             life.result()
-        except (KilledError, FailpointError, HaversackError) as error:
+        except (KilledError, FailpointError, HaversackError, OSError) as error:
             return f"{type(error).__name__}: {error}"
         finally:
             self.kill("it ended")

@@ -145,7 +145,7 @@ class Schedule:
         self._users = Users(self._around, self._serving)
         self._auditor = Auditor(rig.disk.driver, self._world, self._users.memory)
         self._settled_s = 0.0
-        self._frozen = False
+        self._vacant = asyncio.Event()
 
     def result(self) -> Result:
         """What has become of it."""
@@ -195,12 +195,9 @@ class Schedule:
             self._daemons.append(daemon)
             self._disk.forget_memories()
             running = self._loop.create_task(self._run(daemon))
-            while daemon.alive and not daemon.frozen:
-                await asyncio.sleep(0.05)
-            if daemon.alive:
-                self._loop.call_later(self._chance.wait_s(10.0), daemon.thaw)
-            else:
-                await running
+            self._vacant = asyncio.Event()
+            vacant = self._loop.create_task(self._vacant.wait())
+            await asyncio.wait({running, vacant}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.sleep(self._chance.between(0.05, 2.0))
 
     async def _run(self, daemon: SimulatedDaemon) -> None:
@@ -367,6 +364,13 @@ class Schedule:
         if leader.alive and leader.epoch and not leader.frozen:
             self._chance.fire(Fault.STALE_LEADER, f"daemon {leader.number}")
             leader.freeze()
+            self._loop.call_later(self._chance.wait_s(10.0), self._thaw, leader)
+            self._vacant.set()
+
+    def _thaw(self, daemon: SimulatedDaemon) -> None:
+        if daemon.frozen:
+            daemon.thaw()
+            self.step(f"daemon {daemon.number} goes on, epoch {daemon.epoch}")
 
     def _clock_jump(self) -> None:
         by_s = self._chance.pick((-300.0, -30.0, 30.0, 3_600.0, 30 * 86_400.0))
@@ -391,7 +395,7 @@ class Schedule:
         chance.calm = True
         self._around.trouble.full = False
         for daemon in self._daemons:
-            daemon.thaw()
+            self._thaw(daemon)
         for host in self._world.hosts.values():
             if not host.well:
                 self._world.mend(host)

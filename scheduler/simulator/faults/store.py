@@ -68,6 +68,8 @@ class _Connection(sqlite3.Connection):
         verdict = _Verdict.KEPT if self.judge is None else self.judge()
         if verdict in _STORED:
             super().commit()
+        elif verdict is not _Verdict.FAILED:
+            super().rollback()  # as SQLite does by itself, but for SQLITE_BUSY
         if verdict is not _Verdict.KEPT:
             error = sqlite3.OperationalError(f"simulated: {verdict}")
             error.sqlite_errorcode = _CODES[verdict]

@@ -12,11 +12,12 @@ from scheduler.model.node import Health, Node, PriceClass
 from scheduler.model.quantity import SYSTEM_TENANT, JobId, NodeId, Resources, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 from scheduler.store import tables
-from scheduler.store.attempts import stop_job
+from scheduler.store.attempts import End, close_attempt, stop_job
 from scheduler.store.database import Database, Transaction
 from scheduler.store.inventory import sync_nodes
 from scheduler.store.lease import acquire
 from scheduler.store.snapshot import load_delta
+from scheduler.store.transitions import apply_event
 
 A = node("a", gpus=4, rack="r1", zone="z1")
 B = replace(node("b", gpus=2, links=no_links(2)), price_class=PriceClass.SPOT)
@@ -171,6 +172,21 @@ def test_deltas_follow_jobs_and_attempts(
     assert set(view.waiting) == {"j-1"}
     (live,) = view.live.values()
     assert (live.job_id, live.job.priority, live.tasks) == ("j-0", 7, (task_placement(A, (2,)),))
+    assert not live.stopping
+    step(lambda tx: apply_event(tx, JobId("j-0"), JobEvent.CLAIM, now=NOW))
+    step(
+        lambda tx: stop_job(
+            tx, JobId("j-0"), JobEvent.PREEMPT, cause=EndCause.PREEMPTED, now=NOW, ids=ids
+        )
+    )
+    assert view.live[live.id].stopping
+
+    def end(tx: Transaction) -> None:
+        apply_event(tx, JobId("j-0"), JobEvent.STOPPED_PREEMPTED, now=NOW)
+        close_attempt(tx, live.id, End(EndCause.PREEMPTED, NOW), now=NOW)
+
+    step(end)
+    assert (set(view.waiting), set(view.live)) == ({"j-0", "j-1"}, set())
     step(
         lambda tx: stop_job(
             tx,

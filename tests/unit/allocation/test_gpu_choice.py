@@ -16,8 +16,8 @@ from support.clusters import (
 
 from policies.priority_age import PriorityAge
 from scheduler.allocation.feasibility import problem_of
-from scheduler.allocation.gpu_choice import place
-from scheduler.allocation.greedy import best_greedy
+from scheduler.allocation.bins import place
+from scheduler.allocation.bins import best_greedy
 from scheduler.model.job import JobShape, Topology
 from scheduler.model.node import Node
 from scheduler.model.plan import Placement

@@ -10,7 +10,7 @@ from support.clusters import MIXES, NOW, make_job, make_node, random_instance, s
 from policies.priority_age import PriorityAge
 from scheduler.allocation import highs, knapsack
 from scheduler.allocation.feasibility import Problem, problem_of
-from scheduler.allocation.greedy import best_greedy, worth
+from scheduler.allocation.bins import best_greedy, worth
 from scheduler.allocation.highs import Answer, Limits, PulpModel
 from scheduler.model.job import JobShape, Topology
 from scheduler.model.node import Node

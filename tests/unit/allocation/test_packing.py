@@ -19,7 +19,7 @@ from support.clusters import (
 from policies.priority_age import PriorityAge
 from scheduler.allocation.coarse import coarsened
 from scheduler.allocation.feasibility import UNBOUNDED, Problem, problem_of
-from scheduler.allocation.greedy import best_greedy, pack, worth
+from scheduler.allocation.bins import best_greedy, pack, worth
 from scheduler.model.job import JobShape, Topology
 from scheduler.model.node import Health, Node
 from scheduler.model.snapshot import LiveAttempt

@@ -1,0 +1,281 @@
+"""The weighted knapsack, written in PuLP. This is the formulation; nothing of it is elsewhere.
+
+Sets: kinds w of workers; groups G of nodes, whose capacity is counted in dimensions d; buckets b of
+gangs that differ in worth only, with runs r, the most valuable first; tenants with quotas q; blocks
+to keep free h; sets o of jobs of one node that may be evicted; running jobs v on several nodes.
+
+Variables (integer in the exact model):
+    start[b,r]   gangs of run r that start                         0 .. gangs in the run
+    extra[b,r]   workers beyond the least, of elastic gangs        0 .. (most - least) * gangs
+    keep[h]      blocks that stay free                             fixed where the limit is hard
+    count[w,G]   workers of kind w in group G                      0 .. what fits
+    inside[b,k]  gangs of bucket b inside rack k (one-rack gangs)  0 .. what fits
+    evict[o]     whether set o of its node is evicted              0 .. 1
+    stop[v]      whether v, which sits on several nodes, stops     0 .. 1
+
+Maximise   sum value[b,r] start + sum share * value[b,r] / workers[b] extra + sum value[h] keep
+           - sum price[G] gpus[w] count - sum cost[o] evict - sum cost[v] stop
+Subject to
+    whole[w]      sum_G count[w,G] = sum_{b of w} (workers[b] start[b,r] + extra[b,r])
+    room[G,d]     sum_w need[w,d] count[w,G] <= held[G,d] + sum_{o on G} freed[o,d] evict[o]
+    reserve[h,d]  sum need[w,d] count[w,G of h] + keep[h] size[h] // size[d] <= held + freed
+    quota[q]      sum gpus of q's starts - gpus freed of q <= what q may still take
+    grow[b,r]     extra[b,r] <= (most - least) start[b,r]
+    rack[w,k]     sum_b workers[b] inside[b,k] <= sum_{G in k} count[w,G]
+    gather[b]     sum_r start[b,r] = sum_k inside[b,k]
+    one[n]        sum_{o on node n} evict[o] <= 1
+    stop[v,n]     sum_{o on n with v} evict[o] <= stop[v]
+    evictions     sum jobs in o evict[o] + sum stop[v] <= limit
+
+All or nothing holds through `whole`. With groups of many nodes this is a relaxation: every packing
+of nodes is a point of it, so its optimum bounds every plan. With one node a group it is exact, but
+for shares of GPUs and NVLink domains inside a node.
+
+The bound is proved here, not believed, by weak duality: for any prices y of the rows (>= 0 on
+`<=`), y b + sum over columns of max(c - y A over its bounds) is above every plan.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pulp
+
+from scheduler.allocation.highs import Answer, Limits, PulpModel, solve
+from scheduler.allocation.outline import Figures, Outline, Scene, figures_of, in_pool, outline_of
+from scheduler.model.columns import Floats
+from scheduler.model.quantity import WHOLE_GPU_MILLI
+from scheduler.model.snapshot import Snapshot
+
+Terms = list[tuple[Any, float]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Knapsack:
+    """A model with the outline it was built for."""
+
+    outline: Outline
+    pulp: PulpModel
+
+
+def build(outline: Outline, figures: Figures, snapshot: Snapshot) -> Knapsack:
+    """Write the model above. O(nonzeros); PuLP expressions are built from lists of terms."""
+    problem = pulp.LpProblem("haversack", pulp.LpMaximize)
+    columns = _columns(problem, outline, figures)
+    problem.setObjective(
+        pulp.LpAffineExpression(list(zip(columns, figures.cost.tolist(), strict=True)))
+    )
+    by_sort = {name: columns[place] for name, place in outline.fields.items()}
+    limits = iter(limits_of(outline, figures, snapshot).tolist())
+    rows = []
+    for name, sense, terms in _rows(outline, by_sort, snapshot):
+        row = pulp.LpConstraint(pulp.LpAffineExpression(terms), sense, name, next(limits))
+        problem.addConstraint(row)
+        rows.append(row)
+    return Knapsack(outline, PulpModel(problem, columns, rows))
+
+
+def _columns(problem: Any, outline: Outline, figures: Figures) -> list[Any]:
+    names = [f"start_{bucket}_{run}" for bucket, n in enumerate(outline.runs) for run in range(n)]
+    names += [f"extra_{bucket}_{run}" for bucket in outline.elastic
+              for run in range(outline.runs[bucket])]
+    names += [f"keep_{number}" for number in range(len(outline.headroom))]
+    names += [f"count_{kind}_{group}" for kind, group in outline.pairs.tolist()]
+    names += [f"inside_{bucket}_{rack}" for bucket in outline.one_rack
+              for rack in outline.rack_codes]
+    if outline.options is not None:
+        names += [f"evict_{option}" for option in outline.options.chosen.tolist()]
+        names += [f"stop_{victim}" for victim in outline.options.spanning]
+    return [
+        problem.add_variable(name, low, high, pulp.LpInteger)
+        for name, low, high in zip(
+            names, figures.lower.tolist(), figures.upper.tolist(), strict=True
+        )
+    ]
+
+
+def _rows(
+    outline: Outline, columns: dict[str, list[Any]], snapshot: Snapshot
+) -> Iterator[tuple[str, int, Terms]]:
+    """(name, sense, terms) of every row, in the order of `limits_of`."""
+    counts: defaultdict[int, list[tuple[Any, int]]] = defaultdict(list)  # by group
+    wholes: list[Terms] = [[] for _ in outline.kinds]
+    for column, (kind, group) in zip(columns["count"], outline.pairs.tolist(), strict=True):
+        counts[group].append((column, kind))
+        wholes[kind].append((column, 1.0))
+    starts = [columns["start"][a:b] for a, b in zip(outline.first_run, outline.first_run[1:])]
+    extras = iter(columns["extra"])
+    grown = {bucket: [next(extras) for _ in starts[bucket]] for bucket in outline.elastic}
+    for number, (kind, workers, *_) in enumerate(outline.buckets):
+        wholes[kind] += [(column, -float(workers)) for column in starts[number]]
+        wholes[kind] += [(column, -1.0) for column in grown.get(number, ())]
+    for kind, terms in enumerate(wholes):
+        yield f"whole_{kind}", pulp.LpConstraintEQ, terms
+    yield from _room_rows(outline, counts, columns["evict"])
+    yield from _reserve_rows(outline, counts, columns, snapshot)
+    yield from _quota_rows(outline, starts, grown, columns)
+    for bucket, extra in grown.items():
+        _, least, most, *_ = outline.buckets[bucket]
+        for run, (column, start) in enumerate(zip(extra, starts[bucket], strict=True)):
+            terms = [(column, 1.0), (start, -float(most - least))]
+            yield f"grow_{bucket}_{run}", pulp.LpConstraintLE, terms
+    yield from _rack_rows(outline, starts, columns)
+    yield from _eviction_rows(outline, columns)
+
+
+def _room_rows(
+    outline: Outline, counts: dict[int, list[tuple[Any, int]]], evict: Sequence[Any]
+) -> Iterator[tuple[str, int, Terms]]:
+    need = outline.need.T.tolist()
+    freed = _chosen_freed(outline)
+    of_group: defaultdict[int, list[int]] = defaultdict(list)
+    if outline.options is not None:
+        rows = outline.options.row[outline.options.chosen]
+        for at, group in enumerate(outline.groups.of_row[rows].tolist()):
+            of_group[group].append(at)
+    for group in range(len(outline.groups.key)):
+        here = counts.get(group, [])
+        for dimension in range(outline.dims.rows):
+            each = need[dimension]
+            terms = [(column, each[kind]) for column, kind in here if each[kind]]
+            terms += [
+                (evict[at], -float(freed[at, dimension]))
+                for at in of_group.get(group, ())
+                if freed[at, dimension]
+            ]
+            yield f"room_{group}_{dimension}", pulp.LpConstraintLE, terms
+
+
+def _chosen_freed(outline: Outline) -> Floats:
+    """(chosen options, D) what each adds to its group."""
+    options = outline.options
+    return outline.freed if options is None else outline.freed[options.chosen]
+
+
+def _reserve_rows(
+    outline: Outline,
+    counts: dict[int, list[tuple[Any, int]]],
+    columns: dict[str, list[Any]],
+    snapshot: Snapshot,
+) -> Iterator[tuple[str, int, Terms]]:
+    need, freed = outline.need, _chosen_freed(outline)
+    of_row = outline.groups.of_row
+    for number, (each, keep) in enumerate(zip(outline.headroom, columns["keep"], strict=True)):
+        inside = in_pool(snapshot.columns.table, each)
+        groups = np.unique(of_row[np.flatnonzero(inside)]).tolist()
+        for at, size in enumerate(outline.dims.reserve):
+            dimension = outline.dims.rows + at
+            terms = [
+                (column, float(need[kind, dimension]))
+                for group in groups
+                for column, kind in counts.get(group, ())
+                if need[kind, dimension]
+            ]
+            if each.gpus >= size:
+                terms.append((keep, float(each.gpus // size)))
+            if outline.options is not None:
+                rows = outline.options.row[outline.options.chosen]
+                terms += [
+                    (evict, -float(freed[option, dimension]))
+                    for option, evict in enumerate(columns["evict"])
+                    if inside[rows[option]] and freed[option, dimension]
+                ]
+            yield f"reserve_{number}_{size}", pulp.LpConstraintLE, terms
+
+
+def _quota_rows(
+    outline: Outline,
+    starts: Sequence[Sequence[Any]],
+    grown: dict[int, list[Any]],
+    columns: dict[str, list[Any]],
+) -> Iterator[tuple[str, int, Terms]]:
+    credit = quota_credit(outline)
+    for number, tenants in enumerate(outline.quotas):
+        terms: Terms = []
+        for bucket, (kind, workers, _, _, tenant) in enumerate(outline.buckets):
+            gpus = outline.kinds[kind].milli / WHOLE_GPU_MILLI
+            if tenant in tenants and gpus:
+                terms += [(column, gpus * workers) for column in starts[bucket]]
+                terms += [(column, gpus) for column in grown.get(bucket, ())]
+        if outline.options is not None:
+            held = credit[outline.options.chosen, number]
+            terms += [
+                (evict, -float(gpus))
+                for evict, gpus in zip(columns["evict"], held.tolist(), strict=True)
+                if gpus
+            ]
+            terms += [
+                (stop, -outline.options.victims[victim].milli / WHOLE_GPU_MILLI)
+                for stop, victim in zip(columns["stop"], outline.options.spanning, strict=True)
+                if outline.options.victims[victim].attempt.tenant in tenants
+            ]
+        yield f"quota_{number}", pulp.LpConstraintLE, terms
+
+
+def quota_credit(outline: Outline) -> Floats:
+    """(O, quotas) GPUs that each option gives back to each quota; spanning jobs count elsewhere."""
+    options = outline.options
+    if options is None or not outline.quotas:
+        return np.zeros((0 if options is None else options.row.size, len(outline.quotas)))
+    each = np.zeros((len(options.victims), len(outline.quotas)))
+    for number, tenants in enumerate(outline.quotas):
+        for at, victim in enumerate(options.victims):
+            if victim.attempt.tenant in tenants and len(victim.rows) == 1:
+                each[at, number] = victim.milli / WHOLE_GPU_MILLI
+    return np.stack([each[list(members)].sum(axis=0) for members in options.members])
+
+
+def _rack_rows(
+    outline: Outline, starts: Sequence[Sequence[Any]], columns: dict[str, list[Any]]
+) -> Iterator[tuple[str, int, Terms]]:
+    if not outline.one_rack:
+        return
+    at = iter(columns["inside"])
+    inside = {bucket: [next(at) for _ in outline.rack_codes] for bucket in outline.one_rack}
+    rows: defaultdict[tuple[int, int], Terms] = defaultdict(list)
+    for bucket, gathered in inside.items():
+        kind, workers, *_ = outline.buckets[bucket]
+        for rack, column in zip(outline.rack_codes, gathered, strict=True):
+            rows[kind, rack].append((column, float(workers)))
+    for column, (kind, group) in zip(columns["count"], outline.pairs.tolist(), strict=True):
+        rack = int(outline.groups.rack[group])
+        if (kind, rack) in rows:
+            rows[kind, rack].append((column, -1.0))
+    for (kind, rack), terms in rows.items():
+        yield f"rack_{kind}_{rack}", pulp.LpConstraintLE, terms
+    for bucket, gathered in inside.items():
+        terms = [(column, 1.0) for column in starts[bucket]]
+        terms += [(column, -1.0) for column in gathered]
+        yield f"gather_{bucket}", pulp.LpConstraintEQ, terms
+
+
+def _eviction_rows(
+    outline: Outline, columns: dict[str, list[Any]]
+) -> Iterator[tuple[str, int, Terms]]:
+    options = outline.options
+    if options is None:
+        return
+    stop = dict(zip(options.spanning, columns["stop"], strict=True))
+    of_node: defaultdict[int, list[int]] = defaultdict(list)
+    for at, row in enumerate(options.row[options.chosen].tolist()):
+        of_node[row].append(at)
+    for row, here in of_node.items():
+        yield f"one_{row}", pulp.LpConstraintLE, [(columns["evict"][at], 1.0) for at in here]
+    shared: defaultdict[tuple[int, int], Terms] = defaultdict(list)
+    total: Terms = [(column, 1.0) for column in stop.values()]
+    for row, here in of_node.items():
+        for at in here:
+            members = options.members[options.chosen[at]]
+            alone = sum(1 for victim in members if victim not in stop)
+            if alone:
+                total.append((columns["evict"][at], float(alone)))
+            for victim in members:
+                if victim in stop:
+                    shared[victim, row].append((columns["evict"][at], 1.0))
+    for (victim, row), terms in shared.items():
+        yield f"stop_{victim}_{row}", pulp.LpConstraintLE, [*terms, (stop[victim], -1.0)]
+    yield "evictions", pulp.LpConstraintLE, total

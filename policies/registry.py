@@ -6,13 +6,31 @@ from collections.abc import Callable, Mapping
 
 from policies.best_fit import BestFit
 from policies.fifo import Fifo
+from policies.least_attained import LeastAttained
 from policies.priority_age import PriorityAge
-from scheduler.model.ports import Admission, Profile
+from policies.shortest_first import ShortestFirst, SmallestFirst
+from scheduler.model.ports import Admission, Preemption, Profile, QueueOrder, Sees
 
 PROFILES: Mapping[str, Callable[[], Profile]] = {
+    # The daemon's default.
     "priority-age": lambda: Profile("priority-age", PriorityAge(), BestFit()),
+    # Baselines as published schedulers have them: who is next.
     "fifo": lambda: Profile("fifo", Fifo(), BestFit(), Admission.IN_ORDER),
+    "fifo-skip": lambda: Profile("fifo-skip", Fifo(), BestFit(), Admission.SKIP),
+    "easy": lambda: Profile("easy", Fifo(), BestFit(), Admission.EASY, sees=Sees.LIMITS),
+    "las": lambda: _repacking("las", LeastAttained(), Sees.NOTHING),
+    "sjf-oracle": lambda: Profile(
+        "sjf-oracle", ShortestFirst(), BestFit(), Admission.SKIP, sees=Sees.DURATIONS
+    ),
+    "srtf-oracle": lambda: _repacking("srtf-oracle", ShortestFirst(), Sees.DURATIONS),
+    "srsf-oracle": lambda: _repacking("srsf-oracle", SmallestFirst(), Sees.DURATIONS),
+    # Baselines of placement: where, for jobs in order of arrival.
+    "best-fit": lambda: Profile("best-fit", Fifo(), BestFit(), Admission.SKIP),
 }
+
+
+def _repacking(name: str, order: QueueOrder, sees: Sees) -> Profile:
+    return Profile(name, order, BestFit(), Admission.SKIP, Preemption.REPACK, sees)
 
 
 def profile_named(name: str) -> Profile:

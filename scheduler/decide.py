@@ -17,9 +17,10 @@ from scheduler.allocation.bins import place
 from scheduler.allocation.bins import Packing, best_greedy, by_density, pack, worth
 from scheduler.allocation.highs import Limits
 from scheduler.allocation.knapsack import Solved
+from scheduler.allocation.sequential import decide_in_line
 from scheduler.allocation.verify import verify
 from scheduler.model.plan import Plan, SolverReport
-from scheduler.model.ports import Effort, OrderedJob, Profile
+from scheduler.model.ports import Admission, Effort, OrderedJob, Profile
 from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
@@ -50,25 +51,35 @@ def decide(
         seed: the solver's seed.
 
     Yields:
-        the greedy plan; the plan of the LP relaxation with its proven bound; the plan of the exact
+        for a profile whose admission goes down the line, its one plan. Else the greedy plan; the
+        plan of the LP relaxation with its proven bound; the plan of the exact
         knapsack, unless the gap is closed by then or the model has more than `effort.columns_max`
         columns. Equal arguments give equal plans.
 
     Raises:
         AssertionError: the greedy plan fails verification, which is a bug here.
     """
+    if profile.admission is not Admission.KNAPSACK:
+        plan, ordered = decide_in_line(snapshot, profile, effort, now, seed)
+        _require_sound(plan, snapshot, ordered)
+        yield plan
+        return
     ordered = profile.order.order(tuple(snapshot.waiting.values()), now)
     problem = problem_of(snapshot, ordered, order_max=effort.order_max)
     greedy = _greedy(problem)
     best = _plan(snapshot, problem, greedy, now)
-    violations = verify(best, snapshot, ordered)
-    assert not violations, f"greedy plan is unsound: {violations[0].message}"
+    _require_sound(best, snapshot, ordered)
     yield best
     if best.gap <= effort.gap_target:
         return
     for candidate in _improve(problem, greedy, effort, seed):
         best = _checked(snapshot, ordered, problem, candidate, best, now)
         yield best
+
+
+def _require_sound(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> None:
+    violations = verify(plan, snapshot, ordered)
+    assert not violations, f"{plan.solver.stage} plan is unsound: {violations[0].message}"
 
 
 def _greedy(problem: Problem) -> _Candidate:

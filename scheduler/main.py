@@ -1,4 +1,4 @@
-"""The `haversack` command: the HTTP-only CLI plus the commands that run a daemon.
+"""The `haversack` command: the HTTP-only CLI plus the commands that run a daemon or simulate.
 
 Everything heavy is imported inside the command that needs it, so that `haversack --help` and shell
 completion stay quick.
@@ -17,6 +17,7 @@ import typer
 
 from scheduler.cli.main import app, run_app
 from scheduler.errors import ConfigurationError
+from scheduler.simulator.command import simulate
 
 if TYPE_CHECKING:
     from scheduler.daemon import Endpoint
@@ -170,6 +171,9 @@ def _greet(endpoint: Endpoint, *, simulated: bool) -> None:
         f"  token  {endpoint.token_file} (mode 0600; commands run from here find it)\n"
         "  next   haversack submit -f job.yaml | haversack jobs | haversack dashboard\n"
     )
+
+
+app.command(rich_help_panel="Try things out")(simulate)
 
 
 def run() -> None:

@@ -5,9 +5,13 @@ Pickle is sound here: both ends are the same code of the same user, and nobody e
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from operator import attrgetter
+from typing import Any
 
 from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort
@@ -72,10 +76,38 @@ class ProtocolError(Exception):
     """A frame that none of ours can have sent."""
 
 
+class _Reducers(dict[type, Callable[[Any], tuple[type, tuple[object, ...]]]]):
+    """How values of each class are pickled; made at a class's first value.
+
+    A dataclass is pickled as the call that makes it. What Python does with frozen slotted ones, a
+    state list set field by field, takes three times as long, and a cluster is 100,000 values.
+    """
+
+    def __missing__(self, kind: type) -> Callable[[Any], tuple[type, tuple[object, ...]]]:
+        if not is_dataclass(kind):
+            raise KeyError(kind)
+        names = [field.name for field in fields(kind)]
+        # For a single name the getter answers the value itself, not a tuple of it.
+        get = attrgetter(*names) if len(names) > 1 else None
+
+        def reduce(value: Any) -> tuple[type, tuple[object, ...]]:
+            arguments = get(value) if get else tuple(getattr(value, name) for name in names)
+            return kind, arguments
+
+        self[kind] = reduce
+        return reduce
+
+
+_REDUCERS = _Reducers()
+
+
 def frame(message: ToWorker | FromWorker) -> bytes:
     """The message as bytes on the wire."""
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return HEADER.pack(len(body)) + body
+    body = io.BytesIO()
+    pickler = pickle.Pickler(body, protocol=pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = _REDUCERS
+    pickler.dump(message)
+    return HEADER.pack(body.tell()) + body.getvalue()
 
 
 def body_bytes(header: bytes) -> int:

@@ -207,9 +207,11 @@ def _without(columns: Columns, rows: Ints, amounts: Ints) -> Places:
     gpu = np.where(table.gpu_open[rows], np.maximum(WHOLE_GPU_MILLI - held, 0), 0)
     entire = gpu == WHOLE_GPU_MILLI
     model = table.gpu_model[rows]
-    whole = np.stack(
-        [(entire & (model == code)).sum(axis=1) for code in range(len(table.models))]
-    ) if table.models else np.zeros((0, rows.size), dtype=np.int64)
+    whole = (
+        np.stack([(entire & (model == code)).sum(axis=1) for code in range(len(table.models))])
+        if table.models
+        else np.zeros((0, rows.size), dtype=np.int64)
+    )
     return Places(
         rows,
         gpu,

@@ -1,109 +1,103 @@
-"""From counts to GPUs: gives every packed worker its tasks and its exact GPUs.
+"""From loads to placements: tasks in rank order, with the ids of their GPUs and a sentence why.
 
-On each node, gangs bound to an NVLink domain choose first (they can use less), then the larger
-ones. A gang's GPUs on a node are chosen as one set, laid out along their best ring and cut into
-tasks, so that neighbouring ranks are neighbours on the ring.
+A gang's GPUs on a node were chosen as one set, in ring order; cutting it into tasks makes
+neighbouring ranks neighbours on the ring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from scheduler.allocation.feasibility import ANY_DOMAIN, Gang, Problem, Spot
-from scheduler.allocation.greedy import Load, Packing
-from scheduler.allocation.topology import best_subset, mean_pair_bandwidth
+from scheduler.allocation.gangs import Gang
+from scheduler.allocation.room import Loads
+from scheduler.allocation.topology import board_of, mean_pair_bandwidth
+from scheduler.allocation.worth import Packing, Worth
+from scheduler.model.columns import NodeTable
 from scheduler.model.node import Node
 from scheduler.model.plan import Placement, TaskPlacement
-from scheduler.model.quantity import GpuId
+from scheduler.model.quantity import WHOLE_GPU_MILLI, GpuId
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """The GPUs that one load takes: `gpus` are indexes in ring order."""
-
-    spot: Spot
-    tasks: int
-    gpus: tuple[int, ...]
-
-
-def place(problem: Problem, packing: Packing, stage: str) -> tuple[Placement, ...]:
+def place(
+    table: NodeTable, gangs: Sequence[Gang], packing: Packing, worth: Worth, stage: str
+) -> tuple[Placement, ...]:
     """Complete placements, in queue order.
 
     Args:
-        problem: the problem that was packed.
-        packing: a packing that respects its bins.
+        table: the nodes that loads speak of.
+        gangs: what was packed.
+        packing: loads by index into `gangs`.
+        worth: the objective.
         stage: who packed it; opens the sentence `why`.
     """
-    free = [
-        {model: set(gpus) for model, gpus in site.free_by_model.items()} for site in problem.sites
-    ]
-    blocks: dict[int, list[_Block]] = {}
-    for gang, load in _choosing_order(problem, packing):
-        entry = problem.gangs[gang]
-        spot = problem.families[load.family].spots[load.spot]
-        tasks = load.workers * entry.tasks_per_worker
-        size = tasks * entry.job.shape.per_task.gpus
-        site = problem.sites[spot.node]
-        available = frozenset(free[spot.node].get(spot.model, ()))
-        if spot.domain != ANY_DOMAIN:
-            available &= site.domains[spot.domain]
-        gpus = best_subset(site.node.links, available, size)
-        if size:
-            free[spot.node][spot.model] -= set(gpus)
-        blocks.setdefault(gang, []).append(_Block(spot, tasks, gpus))
     return tuple(
-        _placement(problem, problem.gangs[gang], blocks[gang], stage) for gang in sorted(packing)
+        placement_of(table, gangs[index], packing[index], worth, stage)
+        for index in sorted(packing, key=lambda index: (gangs[index].rank, index))
     )
 
 
-def _choosing_order(problem: Problem, packing: Packing) -> list[tuple[int, Load]]:
-    loads = [(gang, load) for gang in sorted(packing) for load in packing[gang]]
-
-    def key(entry: tuple[int, Load]) -> tuple[bool, int, int]:
-        gang, load = entry
-        spot = problem.families[load.family].spots[load.spot]
-        size = load.workers * problem.gangs[gang].job.shape.per_task.gpus
-        return (spot.domain == ANY_DOMAIN, -size * problem.gangs[gang].tasks_per_worker, gang)
-
-    return sorted(loads, key=key)
-
-
-def _placement(problem: Problem, gang: Gang, blocks: list[_Block], stage: str) -> Placement:
-    per_task = gang.job.shape.per_task
+def placement_of(table: NodeTable, gang: Gang, loads: Loads, worth: Worth, stage: str) -> Placement:
+    """One gang's placement."""
+    per_task, milli = gang.shape.per_task, gang.shape.gpu_milli or WHOLE_GPU_MILLI
+    each = 1 if gang.shape.gpu_milli else per_task.gpus
     tasks: list[TaskPlacement] = []
-    for block in sorted(blocks, key=lambda block: (block.spot.node, block.spot.model)):
-        node = problem.sites[block.spot.node].node
-        ids: Mapping[int, GpuId] = {gpu.index: gpu.id for gpu in node.gpus}
-        for number in range(block.tasks):
-            own = block.gpus[number * per_task.gpus : (number + 1) * per_task.gpus]
+    for load in sorted(loads, key=lambda load: load.row):
+        node = table.nodes[load.row]
+        ids = _gpu_ids(node, load.gpus)
+        for number in range(load.workers * gang.tasks_per_worker):
             tasks.append(
                 TaskPlacement(
                     len(tasks),
                     node.id,
-                    tuple(ids[gpu] for gpu in own),
+                    ids[number * each : (number + 1) * each],
                     per_task.cpu_milli,
                     per_task.memory_mib,
+                    milli,
                 )
             )
-    return Placement(gang.job.id, tuple(tasks), gang.value, _why(problem, blocks, stage))
+    return Placement(
+        gang.job.id, tuple(tasks), worth.of(gang, loads), f"{stage}; {_why(table, gang, loads)}"
+    )
 
 
-def _why(problem: Problem, blocks: list[_Block], stage: str) -> str:
-    names = sorted({problem.sites[block.spot.node].node.name for block in blocks})
-    where = f"on {names[0]}" if len(names) == 1 else f"on {len(names)} nodes, {names[0]} first"
-    if len(blocks) > 1 or not blocks[0].gpus:
-        return f"{stage}; {where}"
-    block = blocks[0]
-    node: Node = problem.sites[block.spot.node].node
-    listed = ",".join(str(gpu) for gpu in block.gpus)
-    if len(block.gpus) == 1 or not node.links.bandwidth_gbps:
-        return f"{stage}; {where}, GPU{'s' if len(block.gpus) > 1 else ''} {listed}"
-    links = node.links
-    alike = frozenset(gpu.index for gpu in node.gpus if gpu.model == block.spot.model)
-    reached = mean_pair_bandwidth(links, block.gpus)
-    possible = mean_pair_bandwidth(links, best_subset(links, alike, len(block.gpus)))
+def _gpu_ids(node: Node, indexes: tuple[int, ...]) -> tuple[GpuId, ...]:
+    """Ids of the GPUs at these positions."""
+    gpus = node.gpus
+    if all(index < len(gpus) and gpus[index].index == index for index in indexes):
+        return tuple(gpus[index].id for index in indexes)
+    by_index = {gpu.index: gpu.id for gpu in gpus}  # a node that lacks one of its GPUs
+    return tuple(by_index[index] for index in indexes)
+
+
+def _why(table: NodeTable, gang: Gang, loads: Loads) -> str:
+    nodes = [table.nodes[load.row] for load in sorted(loads, key=lambda load: load.row)]
+    if len(nodes) > 1:
+        return f"on {len(nodes)} nodes, {nodes[0].name} first"
+    node, gpus = nodes[0], loads[0].gpus
+    if not gpus:
+        return f"on {node.name}"
+    listed = ",".join(str(gpu) for gpu in gpus)
+    if gang.shape.gpu_milli:
+        return f"on {node.name}, {gang.shape.gpu_milli} thousandths of GPU {listed}"
+    if len(gpus) == 1 or not node.links.bandwidth_gbps:
+        return f"on {node.name}, GPU{'s' if len(gpus) > 1 else ''} {listed}"
+    reached, possible = _bandwidths(table, loads[0].row, gpus)
     return (
-        f"{stage}; {where}, GPUs {listed} mean pair {reached:.3g} GB/s "
-        f"(best possible {possible:.3g})"
+        f"on {node.name}, GPUs {listed} mean pair {reached:.3g} GB/s (best possible {possible:.3g})"
+    )
+
+
+def _bandwidths(table: NodeTable, row: int, gpus: tuple[int, ...]) -> tuple[float, float]:
+    """Mean pair GB/s of these GPUs, and of the best as many of their model on an empty node."""
+    models = table.gpu_model[row].tolist()
+    board = board_of(table.boards[table.board[row]])
+    alike = tuple(gpu for gpu, model in enumerate(models) if model == models[gpus[0]])
+    if len(alike) < len(gpus):  # GPUs of several models: nothing to compare with
+        alike = tuple(sorted(gpus))
+    if board.uniform:
+        mean = mean_pair_bandwidth(board.links, gpus[:2])
+        return mean, mean
+    links = board.links
+    return mean_pair_bandwidth(links, gpus), mean_pair_bandwidth(
+        links, board.best(alike, len(gpus))
     )

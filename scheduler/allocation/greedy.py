@@ -1,193 +1,166 @@
-"""The fast packer: one pass over the gangs, each into the tightest place that holds it.
+"""The fast packer: passes over the gangs, each gang into the best place that holds it.
 
-It always runs first, so that an answer always exists; it also turns a set of gangs that the
-knapsack admitted into compact placements. Ordering by value per share of the cluster matters far
-more than anything else here, so several orders are tried and the most valuable packing wins.
+It always runs first, so that an answer always exists. Ordering by value per share of the cluster
+matters far more than anything else here; on small clusters, where one wrong choice is a large part
+of the whole, several orders are tried and the most valuable packing wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
+from scheduler.allocation.gangs import Gang
+from scheduler.allocation.room import Loads, Room
+from scheduler.allocation.worth import Packing, Worth
+from scheduler.model.columns import Free
 
-from scheduler.allocation.feasibility import UNBOUNDED, Family, Gang, Ints, Option, Problem
-from scheduler.allocation.topology import best_subset, mean_pair_bandwidth
-
-TIES_MAX = 16
-"""How many equally tight spots are compared by their links."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """`workers` workers of family `family` on its spot number `spot`."""
-
-    family: int
-    spot: int
-    workers: int
+ALL_PASSES_NODES_MAX = 400
+"""On more nodes only the pass by density runs: others win nothing there, and the time is better
+spent on the linear program."""
+BETTER = 1e-12
+"""Relative difference below which two packings are worth the same."""
 
 
-Packing = Mapping[int, tuple[Load, ...]]
-"""Loads by index into `Problem.gangs`; a gang is in it whole or not at all."""
-
-
-def worth(problem: Problem, packing: Packing) -> float:
-    """The objective: sum of the values of the packed gangs, added in queue order."""
-    return float(sum(problem.gangs[gang].value for gang in sorted(packing)))
-
-
-def best_greedy(problem: Problem) -> Packing:
+def best_greedy(
+    rooms: Callable[[], Room], gangs: Sequence[Gang], worth: Worth, *, most: int | None = None
+) -> dict[int, Loads]:
     """The most valuable of several greedy packings; the first wins a tie.
 
-    Cost: six passes of `pack`.
+    Args:
+        rooms: makes a fresh room of what is free.
+        gangs: what waits, in queue order.
+        worth: the objective.
+        most: how many gangs may start.
+
+    Returns:
+        loads by index into `gangs`. As soon as a pass places all gangs, in their largest sizes, no
+        other is tried: where prices do not differ nothing can be worth more.
+
+    Cost: one pass of `pack` on large clusters, up to six on small ones.
     """
-    best: Packing = {}
+    best: dict[int, Loads] = {}
     best_worth = -1.0
-    for sequence in _sequences(problem.gangs):
-        for models_first in (True, False):
-            packing = pack(problem, sequence, models_first=models_first)
-            value = worth(problem, packing)
-            if value > best_worth * (1 + 1e-12):
-                best, best_worth = packing, value
+    for order, models_first in _passes(rooms, gangs):
+        packing = pack(rooms(), gangs, order, worth, most=most, models_first=models_first)
+        value = worth.total(gangs, packing)
+        if value > best_worth * (1 + BETTER):
+            best, best_worth = packing, value
+        if complete(gangs, packing):
+            break
     return best
 
 
-def by_density(gangs: Sequence[Gang]) -> list[int]:
-    """Indexes by value per share of the free cluster, best first, then by rank."""
-    return sorted(
-        range(len(gangs)), key=lambda gang: (-gangs[gang].value / gangs[gang].share, gang)
+def _passes(
+    rooms: Callable[[], Room], gangs: Sequence[Gang]
+) -> Iterable[tuple[Sequence[int], bool]]:
+    free = rooms().free
+    orders: list[Sequence[int]] = [by_density(gangs, free)]
+    if len(free.table.nodes) <= ALL_PASSES_NODES_MAX:
+        orders.append(sorted(range(len(gangs)), key=lambda gang: (-gangs[gang].value, gang)))
+        orders.append(range(len(gangs)))
+    choosy = any(len(gang.worker.gpu_models) > 1 for gang in gangs)
+    for order in orders:
+        for models_first in (True, False) if choosy else (True,):
+            yield order, models_first
+
+
+def complete(gangs: Sequence[Gang], packing: Packing) -> bool:
+    """Whether every gang is placed in its largest size."""
+    return len(packing) == len(gangs) and all(
+        gang.workers == gang.workers_max
+        or sum(load.workers for load in packing[index]) == gang.workers_max
+        for index, gang in enumerate(gangs)
     )
 
 
-def _sequences(gangs: Sequence[Gang]) -> Iterable[list[int]]:
-    yield by_density(gangs)
-    yield sorted(range(len(gangs)), key=lambda gang: (-gangs[gang].value, gang))
-    yield list(range(len(gangs)))
+def by_density(gangs: Sequence[Gang], free: Free) -> list[int]:
+    """Indexes by value per share of what is free, best first, then by rank. O(n log n)."""
+    shares: dict[str, float] = {}
+    amounts = (
+        max(1, int(free.milli.sum())),
+        max(1, int(free.cpu.sum())),
+        max(1, int(free.memory.sum())),
+    )
+    keys = []
+    for index, gang in enumerate(gangs):
+        share = shares.get(gang.job.class_key)
+        if share is None:
+            share = shares[gang.job.class_key] = dominant_share(gang, amounts)
+        keys.append((-gang.value / share, index))
+    keys.sort()
+    return [index for _, index in keys]
+
+
+def dominant_share(gang: Gang, amounts: tuple[int, int, int]) -> float:
+    """The largest fraction that the gang takes of any amount: GPU thousandths, milli-CPU, MiB.
+
+    It is > 0 even for a gang that needs nothing.
+    """
+    needs, workers = gang.worker.needs, gang.workers
+    return max(
+        1e-9,
+        gang.worker.milli * workers / amounts[0],
+        needs.cpu_milli * workers / amounts[1],
+        needs.memory_mib * workers / amounts[2],
+    )
 
 
 def pack(
-    problem: Problem,
-    sequence: Iterable[int],
+    room: Room,
+    gangs: Sequence[Gang],
+    order: Iterable[int],
+    worth: Worth,
     *,
-    base: Packing | None = None,
+    packing: Packing | None = None,
+    most: int | None = None,
     models_first: bool = True,
-) -> dict[int, tuple[Load, ...]]:
-    """Pack gangs one by one, skipping those that no longer fit.
+) -> dict[int, Loads]:
+    """Place gangs one by one, passing over those that do not fit or cost more than they are worth.
+
+    Elastic gangs get their smallest size first; what is left when all had their turn goes to them
+    in the same order.
 
     Args:
-        problem: what may go where.
-        sequence: indexes into `problem.gangs`.
-        base: gangs packed already; they stay where they are.
-        models_first: a gang's favourite GPU models count before tightness, else after it.
+        room: where; what is placed is taken from it.
+        gangs: all of them.
+        order: indexes into `gangs`, first come first served.
+        worth: the objective.
+        packing: gangs placed already, whose loads the room has given; they stay.
+        most: how many gangs may be in the result.
+        models_first: as in `Room.place`.
 
     Returns:
-        the loads of every gang that fitted, with those of `base`. Cost O(gangs * spots) at worst,
-        in numpy; a gang like one that failed before costs nothing, because capacity only shrinks.
+        the loads of all that were placed, with those of `packing`.
     """
-    left = problem.capacity.copy()
-    packing = dict(base or {})
-    for loads in packing.values():
-        for load in loads:
-            _take(problem.families[load.family], load.spot, load.workers, left)
-    failed: set[Option] = set()
-    for index in sequence:
-        if index in packing:
+    placed = dict(packing or {})
+    elastic = []
+    for index in order:
+        gang = gangs[index]
+        if index in placed:
+            if gang.workers_max > gang.workers:
+                elastic.append(index)
             continue
-        for option in _by_room(problem, problem.gangs[index].options, left):
-            if option in failed:
-                continue
-            loads = _place(problem, problem.gangs[index], option, left, models_first=models_first)
-            if loads:
-                packing[index] = loads
-                break
-            failed.add(option)
-    return packing
+        if most is not None and len(placed) >= most:
+            break
+        loads = room.place(gang, models_first=models_first)
+        if loads is None:
+            continue
+        if not worth.free_of_charge and worth.of(gang, loads) <= 0:
+            room.give(gang, loads)
+            continue
+        placed[index] = loads
+        if gang.workers_max > gang.workers:
+            elastic.append(index)
+    for index in elastic:
+        placed[index] = grown(room, gangs[index], placed[index], worth)
+    return placed
 
 
-def _by_room(problem: Problem, options: Sequence[Option], left: Ints) -> Sequence[Option]:
-    """Alternatives with the least room first, so that the large ones stay whole."""
-    if len(options) <= 1:
-        return options
-    room = {option: int(problem.families[option.family].fits_now(left).sum()) for option in options}
-    return sorted(options, key=lambda option: (room[option], option.family))
-
-
-def _place(
-    problem: Problem, gang: Gang, option: Option, left: Ints, *, models_first: bool
-) -> tuple[Load, ...]:
-    """Place all workers and take their bins from `left`; () and `left` as it was when they cannot.
-
-    One spot for the whole gang is best, the tightest that holds it; else spots that hold much of
-    it, so that few nodes are used.
-    """
-    family = problem.families[option.family]
-    fits = family.fits_now(left)
-    if int(fits.sum()) < option.workers:
-        return ()
-    tight = left[family.tightness]
-    whole = np.flatnonzero(fits >= option.workers)
-    if whole.size:
-        order = whole[_sorted_by(tight[whole], family.preference[whole], models_first)]
-        same = (tight[order] == tight[order[0]]) & (
-            family.preference[order] == family.preference[order[0]]
-        )
-        spot = _best_linked(problem, gang, option, order[same][:TIES_MAX].tolist(), left)
-        _take(family, spot, option.workers, left)
-        return (Load(option.family, spot, option.workers),)
-    held = np.minimum(fits, option.workers) * np.int64(UNBOUNDED) - tight
-    loads: list[Load] = []
-    missing = option.workers
-    for spot in _sorted_by(-held, family.preference, models_first).tolist():
-        workers = min(_room(family, spot, left), missing)
-        if workers > 0:
-            _take(family, spot, workers, left)
-            loads.append(Load(option.family, spot, workers))
-            missing -= workers
-        if not missing:
-            return tuple(loads)
-    for load in loads:
-        _take(family, load.spot, -load.workers, left)
-    return ()
-
-
-def _best_linked(problem: Problem, gang: Gang, option: Option, spots: list[int], left: Ints) -> int:
-    """Of equally tight spots the one whose free GPUs are linked best, the first if none stands out.
-
-    A spot that this pass has used already counts as unlinked: its free GPUs are not known yet.
-    """
-    size = gang.job.shape.per_task.gpus * gang.tasks_per_worker * option.workers
-    if len(spots) == 1 or size < 2:  # noqa: PLR2004 - a single GPU has no links
-        return spots[0]
-    family = problem.families[option.family]
-
-    def bandwidth(number: int) -> float:
-        spot, tightness = family.spots[number], family.tightness[number]
-        if left[tightness] < problem.capacity[tightness]:
-            return 0.0
-        site = problem.sites[spot.node]
-        free = frozenset(site.free_in(spot.model, spot.domain))
-        return mean_pair_bandwidth(site.node.links, best_subset(site.node.links, free, size))
-
-    return max(spots, key=bandwidth)
-
-
-def _sorted_by(
-    tightness: Ints,
-    preference: Ints,
-    models_first: bool,  # noqa: FBT001 - private; three names say it all
-) -> Ints:
-    """Spot numbers, best first; equal spots keep their order."""
-    keys = (tightness, preference) if models_first else (preference, tightness)
-    return np.lexsort(keys).astype(np.int64)
-
-
-def _room(family: Family, spot: int, left: Ints) -> int:
-    """Workers that fit one spot now; spots of one node may share its bins."""
-    if not family.needs.size:
-        return UNBOUNDED
-    return int((left[family.bins[spot]] // family.needs).min())
-
-
-def _take(family: Family, spot: int, workers: int, left: Ints) -> None:
-    left[family.bins[spot]] -= family.needs * workers
+def grown(room: Room, gang: Gang, loads: Loads, worth: Worth) -> Loads:
+    """The loads of an elastic gang after it took what is left, if that is worth its price."""
+    before = room.mark()
+    more = room.grow(gang, loads)
+    if more is loads or worth.of(gang, more) > worth.of(gang, loads):
+        return more
+    room.undo(before)
+    return loads

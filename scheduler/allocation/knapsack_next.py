@@ -38,31 +38,38 @@ The bound is proved here, not believed, by weak duality: for any prices y of the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pulp
 
-from scheduler.allocation.highs import Answer, Limits, PulpModel, solve
-from scheduler.allocation.outline import Figures, Outline, Scene, figures_of, in_pool, outline_of
+from scheduler.allocation.highs_next import Answer, Limits, Program, PulpModel
+from scheduler.allocation.outline import Figures, Outline
 from scheduler.model.columns import Floats
 from scheduler.model.quantity import WHOLE_GPU_MILLI
-from scheduler.model.snapshot import Snapshot
 
 Terms = list[tuple[Any, float]]
+ROUNDING = 1e-9
+"""Relative allowance for the rounding of a bound's own sum."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Knapsack:
-    """A model with the outline it was built for."""
+    """A model with the outline it was built for.
+
+    Attributes:
+        row: number of each row, by name.
+    """
 
     outline: Outline
-    pulp: PulpModel
+    program: Program
+    row: Mapping[str, int]
 
 
-def build(outline: Outline, figures: Figures, snapshot: Snapshot) -> Knapsack:
+def build(outline: Outline, figures: Figures) -> Knapsack:
     """Write the model above. O(nonzeros); PuLP expressions are built from lists of terms."""
     problem = pulp.LpProblem("haversack", pulp.LpMaximize)
     columns = _columns(problem, outline, figures)
@@ -70,23 +77,43 @@ def build(outline: Outline, figures: Figures, snapshot: Snapshot) -> Knapsack:
         pulp.LpAffineExpression(list(zip(columns, figures.cost.tolist(), strict=True)))
     )
     by_sort = {name: columns[place] for name, place in outline.fields.items()}
-    limits = iter(limits_of(outline, figures, snapshot).tolist())
     rows = []
-    for name, sense, terms in _rows(outline, by_sort, snapshot):
-        row = pulp.LpConstraint(pulp.LpAffineExpression(terms), sense, name, next(limits))
-        problem.addConstraint(row)
-        rows.append(row)
-    return Knapsack(outline, PulpModel(problem, columns, rows))
+    for name, sense, terms, limit in _rows(outline, figures, by_sort):
+        rows.append(pulp.LpConstraint(pulp.LpAffineExpression(terms), sense, name, limit))
+    numbers = {row.name: number for number, row in enumerate(rows)}
+    return Knapsack(outline, Program(PulpModel(problem, columns, rows)), numbers)
+
+
+def refresh(knapsack: Knapsack, figures: Figures) -> None:
+    """Write the numbers of another decision into a model that covers it."""
+    limit = knapsack.program.arrays.limit.copy()
+    head = limits_of(knapsack.outline, figures)
+    limit[: head.size] = head  # what follows never changes
+    knapsack.program.change(figures.cost, figures.lower, figures.upper, limit)
+
+
+def limits_of(outline: Outline, figures: Figures) -> Floats:
+    """Right-hand sides of the rows `whole`, `room`, `reserve` and `quota`, in this order."""
+    return np.concatenate(
+        [
+            np.zeros(len(outline.kinds)),
+            figures.capacity[:, : outline.dims.rows].ravel(),
+            figures.reserve.ravel(),
+            figures.quota / WHOLE_GPU_MILLI,
+        ]
+    )
 
 
 def _columns(problem: Any, outline: Outline, figures: Figures) -> list[Any]:
     names = [f"start_{bucket}_{run}" for bucket, n in enumerate(outline.runs) for run in range(n)]
-    names += [f"extra_{bucket}_{run}" for bucket in outline.elastic
-              for run in range(outline.runs[bucket])]
+    names += [
+        f"extra_{bucket}_{run}" for bucket in outline.elastic for run in range(outline.runs[bucket])
+    ]
     names += [f"keep_{number}" for number in range(len(outline.headroom))]
     names += [f"count_{kind}_{group}" for kind, group in outline.pairs.tolist()]
-    names += [f"inside_{bucket}_{rack}" for bucket in outline.one_rack
-              for rack in outline.rack_codes]
+    names += [
+        f"inside_{bucket}_{rack}" for bucket in outline.one_rack for rack in outline.rack_codes
+    ]
     if outline.options is not None:
         names += [f"evict_{option}" for option in outline.options.chosen.tolist()]
         names += [f"stop_{victim}" for victim in outline.options.spanning]
@@ -99,32 +126,35 @@ def _columns(problem: Any, outline: Outline, figures: Figures) -> list[Any]:
 
 
 def _rows(
-    outline: Outline, columns: dict[str, list[Any]], snapshot: Snapshot
-) -> Iterator[tuple[str, int, Terms]]:
-    """(name, sense, terms) of every row, in the order of `limits_of`."""
+    outline: Outline, figures: Figures, columns: dict[str, list[Any]]
+) -> Iterator[tuple[str, int, Terms, float]]:
+    """(name, sense, terms, limit) of every row; the first ones in the order of `limits_of`."""
     counts: defaultdict[int, list[tuple[Any, int]]] = defaultdict(list)  # by group
     wholes: list[Terms] = [[] for _ in outline.kinds]
     for column, (kind, group) in zip(columns["count"], outline.pairs.tolist(), strict=True):
         counts[group].append((column, kind))
         wholes[kind].append((column, 1.0))
-    starts = [columns["start"][a:b] for a, b in zip(outline.first_run, outline.first_run[1:])]
+    starts = [columns["start"][a:b] for a, b in pairwise(outline.first_run)]
     extras = iter(columns["extra"])
     grown = {bucket: [next(extras) for _ in starts[bucket]] for bucket in outline.elastic}
     for number, (kind, workers, *_) in enumerate(outline.buckets):
         wholes[kind] += [(column, -float(workers)) for column in starts[number]]
         wholes[kind] += [(column, -1.0) for column in grown.get(number, ())]
-    for kind, terms in enumerate(wholes):
-        yield f"whole_{kind}", pulp.LpConstraintEQ, terms
-    yield from _room_rows(outline, counts, columns["evict"])
-    yield from _reserve_rows(outline, counts, columns, snapshot)
-    yield from _quota_rows(outline, starts, grown, columns)
+    first = [
+        *((f"whole_{kind}", pulp.LpConstraintEQ, terms) for kind, terms in enumerate(wholes)),
+        *_room_rows(outline, counts, columns["evict"]),
+        *_reserve_rows(outline, counts, columns),
+        *_quota_rows(outline, starts, grown, columns),
+    ]
+    for row, limit in zip(first, limits_of(outline, figures).tolist(), strict=True):
+        yield (*row, limit)
     for bucket, extra in grown.items():
         _, least, most, *_ = outline.buckets[bucket]
         for run, (column, start) in enumerate(zip(extra, starts[bucket], strict=True)):
             terms = [(column, 1.0), (start, -float(most - least))]
-            yield f"grow_{bucket}_{run}", pulp.LpConstraintLE, terms
+            yield f"grow_{bucket}_{run}", pulp.LpConstraintLE, terms, 0.0
     yield from _rack_rows(outline, starts, columns)
-    yield from _eviction_rows(outline, columns)
+    yield from _eviction_rows(outline, figures, columns)
 
 
 def _room_rows(
@@ -160,12 +190,11 @@ def _reserve_rows(
     outline: Outline,
     counts: dict[int, list[tuple[Any, int]]],
     columns: dict[str, list[Any]],
-    snapshot: Snapshot,
 ) -> Iterator[tuple[str, int, Terms]]:
     need, freed = outline.need, _chosen_freed(outline)
     of_row = outline.groups.of_row
     for number, (each, keep) in enumerate(zip(outline.headroom, columns["keep"], strict=True)):
-        inside = in_pool(snapshot.columns.table, each)
+        inside = outline.headroom_rows[number]
         groups = np.unique(of_row[np.flatnonzero(inside)]).tolist()
         for at, size in enumerate(outline.dims.reserve):
             dimension = outline.dims.rows + at
@@ -231,7 +260,7 @@ def quota_credit(outline: Outline) -> Floats:
 
 def _rack_rows(
     outline: Outline, starts: Sequence[Sequence[Any]], columns: dict[str, list[Any]]
-) -> Iterator[tuple[str, int, Terms]]:
+) -> Iterator[tuple[str, int, Terms, float]]:
     if not outline.one_rack:
         return
     at = iter(columns["inside"])
@@ -246,16 +275,16 @@ def _rack_rows(
         if (kind, rack) in rows:
             rows[kind, rack].append((column, -1.0))
     for (kind, rack), terms in rows.items():
-        yield f"rack_{kind}_{rack}", pulp.LpConstraintLE, terms
+        yield f"rack_{kind}_{rack}", pulp.LpConstraintLE, terms, 0.0
     for bucket, gathered in inside.items():
         terms = [(column, 1.0) for column in starts[bucket]]
         terms += [(column, -1.0) for column in gathered]
-        yield f"gather_{bucket}", pulp.LpConstraintEQ, terms
+        yield f"gather_{bucket}", pulp.LpConstraintEQ, terms, 0.0
 
 
 def _eviction_rows(
-    outline: Outline, columns: dict[str, list[Any]]
-) -> Iterator[tuple[str, int, Terms]]:
+    outline: Outline, figures: Figures, columns: dict[str, list[Any]]
+) -> Iterator[tuple[str, int, Terms, float]]:
     options = outline.options
     if options is None:
         return
@@ -264,7 +293,7 @@ def _eviction_rows(
     for at, row in enumerate(options.row[options.chosen].tolist()):
         of_node[row].append(at)
     for row, here in of_node.items():
-        yield f"one_{row}", pulp.LpConstraintLE, [(columns["evict"][at], 1.0) for at in here]
+        yield f"one_{row}", pulp.LpConstraintLE, [(columns["evict"][at], 1.0) for at in here], 1.0
     shared: defaultdict[tuple[int, int], Terms] = defaultdict(list)
     total: Terms = [(column, 1.0) for column in stop.values()]
     for row, here in of_node.items():
@@ -277,5 +306,94 @@ def _eviction_rows(
                 if victim in stop:
                     shared[victim, row].append((columns["evict"][at], 1.0))
     for (victim, row), terms in shared.items():
-        yield f"stop_{victim}_{row}", pulp.LpConstraintLE, [*terms, (stop[victim], -1.0)]
-    yield "evictions", pulp.LpConstraintLE, total
+        yield f"stop_{victim}_{row}", pulp.LpConstraintLE, [*terms, (stop[victim], -1.0)], 0.0
+    yield "evictions", pulp.LpConstraintLE, total, float(figures.evictions)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relaxed:
+    """What the linear relaxation says.
+
+    Attributes:
+        bound: proven upper bound of the objective over all plans.
+        values: (C,) its point, by column; None when there is none.
+        prices: (R,) prices of the rows that proved the bound; None when nothing but the sum of all
+            values is known.
+    """
+
+    bound: float
+    values: Floats | None
+    prices: Floats | None
+    notes: tuple[str, ...] = ()
+
+
+def relax(knapsack: Knapsack, limits: Limits) -> Relaxed:
+    """Solve the relaxation, from where the model stood if it was solved before."""
+    answer = knapsack.program.relax(limits)
+    bound, prices = priced_bound(knapsack, answer)
+    return Relaxed(bound, answer.values, prices, answer.notes)
+
+
+def priced_bound(knapsack: Knapsack, answer: Answer) -> tuple[float, Floats | None]:
+    """The best upper bound that the answer's row prices prove, and those prices."""
+    arrays = knapsack.program.arrays
+    best = float(np.maximum(arrays.cost * arrays.lower, arrays.cost * arrays.upper).sum())
+    if answer.duals is None or answer.duals.size != arrays.limit.size:
+        return best, None
+    prices = None
+    for sign in (1.0, -1.0):  # solvers disagree about the sign of a maximisation's prices
+        candidate = weak_dual_bound(knapsack, sign * answer.duals)
+        if candidate < best:
+            best, prices = candidate, sign * answer.duals
+    return best, prices
+
+
+def weak_dual_bound(knapsack: Knapsack, prices: Floats) -> float:
+    """Upper bound proved by row prices, whatever they are. O(nonzeros + options), in numpy.
+
+    Every set of victims of every node counts, not only those that have a column.
+    """
+    outline, arrays = knapsack.outline, knapsack.program.arrays
+    prices = np.where(np.isfinite(prices), prices, 0.0)
+    prices = np.where(arrays.equal, prices, np.maximum(prices, 0.0))
+    evict = outline.fields["evict"]
+    if outline.options is not None:
+        one = [number for name, number in knapsack.row.items() if name.startswith("one_")]
+        prices[one] = 0.0
+    left = arrays.priced(prices)
+    worth = np.maximum(left * arrays.lower, left * arrays.upper)
+    worth[evict] = 0.0
+    bound = float(prices @ arrays.limit) + float(worth.sum())
+    if outline.options is not None:
+        bound += _evictions_worth(knapsack, prices)
+    return bound * (1.0 + ROUNDING) if bound > 0 else bound
+
+
+def _evictions_worth(knapsack: Knapsack, prices: Floats) -> float:
+    """The most that one option a node can add at these prices."""
+    outline, row = knapsack.outline, knapsack.row
+    options = outline.options
+    assert options is not None, "asked only where something may be evicted"
+    rows, groups = outline.dims.rows, len(outline.groups.key)
+    first = len(outline.kinds)
+    room = prices[first : first + groups * rows].reshape(groups, rows)
+    group = outline.groups.of_row[options.row]
+    worth = (outline.freed[:, :rows] * room[group]).sum(axis=1) - options.cost
+    sizes = len(outline.dims.reserve)
+    at = first + groups * rows
+    for number, inside in enumerate(outline.headroom_rows):
+        price = prices[at + number * sizes : at + (number + 1) * sizes]
+        worth += np.where(inside[options.row], outline.freed[:, rows:] @ price, 0.0)
+    at += len(outline.headroom) * sizes
+    worth += quota_credit(outline) @ prices[at : at + len(outline.quotas)]
+    spanning = set(options.spanning)
+    limit = prices[row["evictions"]]
+    for number, members in enumerate(options.members):
+        for victim in members:
+            if victim not in spanning:
+                worth[number] -= limit
+            elif (shared := row.get(f"stop_{victim}_{options.row[number]}")) is not None:
+                worth[number] -= prices[shared]
+    best = np.zeros(len(outline.groups.of_row))
+    np.maximum.at(best, options.row, worth)
+    return float(best.sum())

@@ -58,6 +58,7 @@ class Outline:
         pairs: (P, 2) kind and group of each `count` column.
         quotas: tenants whose sum is limited, one tuple a row.
         headroom: blocks to keep free, one column each.
+        headroom_rows: for each the (N,) nodes whose free blocks count.
         options: what may be evicted; None when nothing may.
     """
 
@@ -70,6 +71,7 @@ class Outline:
     pairs: Ints
     quotas: tuple[tuple[TenantId, ...], ...]
     headroom: tuple[Headroom, ...]
+    headroom_rows: tuple[Bools, ...]
     options: Options | None
 
     @cached_property
@@ -227,7 +229,10 @@ class Scene:
         most = fit if options is None else _fit_at_most(fit, options, table, rows, kinds)
         total = most.sum(axis=1)
         cut = tuple(
-            _cut(bucket, _gangs_at_most(bucket, most[bucket.kind], int(total[bucket.kind]), table, rows))
+            _cut(
+                bucket,
+                _gangs_at_most(bucket, most[bucket.kind], int(total[bucket.kind]), table, rows),
+            )
             for bucket in buckets
         )
         return cls(snapshot, gangs, kinds, cut, rows, places, most)
@@ -256,15 +261,21 @@ def _gangs_at_most(bucket: Bucket, fit: Ints, total: int, table: NodeTable, rows
 
 
 def _cut(bucket: Bucket, most: int) -> Bucket:
-    return bucket if most >= len(bucket.gangs) else Bucket(
-        bucket.kind, bucket.workers, bucket.workers_max, bucket.one_rack, bucket.tenant,
-        bucket.gangs[:most],
+    return (
+        bucket
+        if most >= len(bucket.gangs)
+        else Bucket(
+            bucket.kind,
+            bucket.workers,
+            bucket.workers_max,
+            bucket.one_rack,
+            bucket.tenant,
+            bucket.gangs[:most],
+        )
     )
 
 
-def outline_of(
-    scene: Scene, options: Options | None = None, *, each_node: bool = False
-) -> Outline:
+def outline_of(scene: Scene, options: Options | None = None, *, each_node: bool = False) -> Outline:
     """The outline for a decision.
 
     Args:
@@ -290,15 +301,14 @@ def outline_of(
         Dimensions.of(kinds, [each.gpus for each in headroom]),
         groups,
         racks,
-        tuple(
-            (number[b.kind], b.workers, b.workers_max, b.one_rack, b.tenant) for b in some
-        ),
+        tuple((number[b.kind], b.workers, b.workers_max, b.one_rack, b.tenant) for b in some),
         tuple(_padded(len(_runs(scene.gangs, bucket))) for bucket in some)
         if not each_node
         else tuple(len(_runs(scene.gangs, bucket)) for bucket in some),
         pairs,
         _quota_rows(terms),
         headroom,
+        tuple(_in_pool(table, each) for each in headroom),
         options,
     )
 
@@ -480,7 +490,7 @@ def _headroom(
     cost, lower, upper = columns
     reserve = np.zeros((len(outline.headroom), len(outline.dims.reserve)))
     for number, each in enumerate(outline.headroom):
-        mask = in_pool(scene.table, each)[scene.rows]
+        mask = outline.headroom_rows[number][scene.rows]
         reserve[number] = held[mask, outline.dims.rows :].sum(axis=0)
         size = outline.dims.reserve.index(each.gpus)
         blocks = min(each.blocks, reserve[number, size])
@@ -491,7 +501,7 @@ def _headroom(
     return reserve
 
 
-def in_pool(table: NodeTable, headroom: Headroom) -> Bools:
+def _in_pool(table: NodeTable, headroom: Headroom) -> Bools:
     """(N,) nodes whose free blocks count."""
     if headroom.pool is None:
         return table.open

@@ -106,7 +106,11 @@ def _ends(
 ) -> list[tuple[float, str, Callable[[], None]]]:
     """(end, job, what gives its place back) of everything whose end is known, in order."""
     ends: list[tuple[float, str, Callable[[], None]]] = [
-        (max(now, attempt.since + attempt.job.runtime_s), attempt.job_id, partial(room.release, attempt))
+        (
+            max(now, attempt.since + attempt.job.runtime_s),
+            attempt.job_id,
+            partial(room.release, attempt),
+        )
         for attempt in snapshot.live.values()
         if attempt.job.runtime_s is not None
     ]
@@ -119,9 +123,7 @@ def _ends(
     return ends
 
 
-def _first_enough(
-    room: Room, head: Gang, releases: Sequence[Callable[[], None]]
-) -> int | None:
+def _first_enough(room: Room, head: Gang, releases: Sequence[Callable[[], None]]) -> int | None:
     """How many of `releases` make room for `head`; they are made. None, and all made, if none do.
 
     Room only grows, so the number is found by doubling steps and bisection.
@@ -149,3 +151,10 @@ def _first_enough(
             for release in releases[middle:high]:
                 release()
     return high
+
+
+def _holds(room: Room, gang: Gang) -> bool:
+    before = room.mark()
+    fits = room.place(gang) is not None
+    room.undo(before)
+    return fits

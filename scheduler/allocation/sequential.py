@@ -1,4 +1,4 @@
-"""Decisions that go down the line, job by job: in order, passing over, or with a reservation.
+"""Decisions that go down the line, job by job: in order, passing over, with a reservation, anew.
 
 What the optimiser does in `knapsack`, these admissions do as published schedulers do it. They share
 the room, the node scores and the plan's honesty: a plan tells its value, a proven bound, and a
@@ -14,29 +14,33 @@ from dataclasses import dataclass, field
 from scheduler.allocation.gangs import Gang, gang_of
 from scheduler.allocation.line_bound import bound_of
 from scheduler.allocation.line_reasons import Verdict, reasons_of
-from scheduler.allocation.repack import Repacked, repack
-from scheduler.allocation.reservation import Held, reserve
-from scheduler.allocation.room import Loads, Room
+from scheduler.allocation.repack import repack
+from scheduler.allocation.reservation import Shadow, shadow_of
+from scheduler.allocation.room import Load, Loads, Room
 from scheduler.model.columns import NodeTable
 from scheduler.model.plan import Eviction, Placement, Plan, Reservation, SolverReport, TaskPlacement
 from scheduler.model.ports import Admission, Effort, OrderedJob, Preemption, Profile
-from scheduler.model.quantity import WHOLE_GPU_MILLI, JobId, UtcSeconds
+from scheduler.model.quantity import WHOLE_GPU_MILLI, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 
 @dataclass(slots=True)
-class Line:
+class _Line:
     """What going down the line came to.
 
     Attributes:
-        placed: gangs that start, with their places, in queue order.
-        verdicts: why each class that was left waiting waits, by class key.
-        evictions: attempts that yield.
-        reservations: what is kept for whom.
+        ordered: the waiting jobs, best first.
+        room: what is left after `placed`.
+        placed: gangs that start, and where.
+        verdicts: of classes that were looked at and left waiting.
+        others: the verdict of all other classes.
     """
 
+    ordered: Sequence[OrderedJob]
+    room: Room
     placed: list[tuple[Gang, Loads]] = field(default_factory=list)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    others: Verdict = Verdict.BEHIND
     evictions: tuple[Eviction, ...] = ()
     reservations: tuple[Reservation, ...] = ()
 
@@ -54,37 +58,133 @@ def decide_in_line(
         seed: for node scores that break ties at random.
 
     Returns:
-        the plan, and the waiting jobs as ordered, for its verification.
+        the plan, and the waiting jobs in order, for its verification.
 
     Cost: O(n log n) for the order, and O(nodes) for each gang placed or class that fails.
     """
-    room = Room(snapshot, profile.score, seed)
     if profile.preemption is Preemption.REPACK:
-        found = repack(snapshot, profile, room, now)
-        ordered = found.ordered
-        line = _repacked(found)
+        found, room = repack(snapshot, profile, seed, now)
+        line = _Line(found.ordered, room, found.placed, others=Verdict.OUTRANKED)
+        line.evictions = found.evictions
     else:
         ordered = profile.order.order(tuple(snapshot.waiting.values()), now)
-        line = _walk(snapshot, profile, room, ordered[: effort.order_max], now)
-    deferred = len(line.placed[effort.placements_max :])
-    placed = line.placed[: effort.placements_max]
-    placements = tuple(placement_of(room.table, gang, loads, profile.name) for gang, loads in placed)
-    value = math.fsum(placement.value for placement in placements)
+        line = _Line(ordered, Room(snapshot, profile.score, seed))
+        _walk(line, snapshot, profile, effort, now, seed)
+    line.placed.sort(key=lambda entry: entry[0].rank)
+    return _plan(snapshot, profile, effort, line, now), line.ordered
+
+
+def _plan(
+    snapshot: Snapshot, profile: Profile, effort: Effort, line: _Line, now: UtcSeconds
+) -> Plan:
+    deferred = line.placed[effort.placements_max :]
+    table, how = line.room.table, profile.admission.value
+    placements = tuple(
+        Placement(gang.job.id, _tasks(table, gang, loads), gang.value, _why(table, loads, how))
+        for gang, loads in line.placed[: effort.placements_max]
+    )
+    placed = {placement.job_id for placement in placements}
     cost = math.fsum(eviction.cost for eviction in line.evictions)
-    bound = max(value, bound_of(snapshot, ordered, now, preempts=bool(line.evictions)))
-    plan = Plan(
+    value = math.fsum(placement.value for placement in placements) - cost
+    leaving = [snapshot.live[eviction.attempt_id] for eviction in line.evictions]
+    return Plan(
         snapshot_revision=snapshot.revision,
         placements=placements,
         evictions=line.evictions,
         reservations=line.reservations,
-        waiting=reasons_of(snapshot, room, placements, line.verdicts, now),
-        value=value - cost,
-        bound=bound,
+        waiting=reasons_of(snapshot, line.room, placed, line.verdicts, line.others, now),
+        value=value,
+        bound=max(value, bound_of(snapshot, line.ordered, leaving)),
         solver=SolverReport(
-            profile.admission.value if placements else "empty",
-            value - cost,
-            skipped=max(0, len(ordered) - effort.order_max),
-            deferred=deferred,
+            how if placements else "empty",
+            value,
+            skipped=max(0, len(line.ordered) - effort.order_max),
+            deferred=len(deferred),
         ),
     )
-    return plan, ordered
+
+
+def _walk(
+    line: _Line,
+    snapshot: Snapshot,
+    profile: Profile,
+    effort: Effort,
+    now: UtcSeconds,
+    seed: int,
+) -> None:
+    """Place one job after the other until one blocks the line."""
+    looked_at = line.ordered[: effort.order_max]
+    for place, entry in enumerate(looked_at):
+        class_key = entry.job.class_key
+        if class_key in line.verdicts:
+            continue
+        gang = gang_of(entry)
+        loads = line.room.place(gang)
+        if loads is not None:
+            line.placed.append((gang, loads))
+            continue
+        line.verdicts[class_key] = Verdict.NO_ROOM
+        if profile.admission is Admission.SKIP:
+            continue
+        if profile.admission is Admission.EASY:
+            shadow = shadow_of(snapshot, profile.score, seed, line.placed, gang, now)
+            line.reservations = shadow.reservation
+            line.others = Verdict.RESERVED
+            _backfill(line, looked_at[place + 1 :], shadow, now)
+        return
+
+
+def _backfill(line: _Line, rest: Sequence[OrderedJob], shadow: Shadow, now: UtcSeconds) -> None:
+    """Start those behind the head that do not delay it.
+
+    A class whose short jobs found no room now is given up; one whose long jobs would delay the
+    head may still have short ones.
+    """
+    barred: set[str] = set()
+    for entry in rest:
+        class_key, runtime_s = entry.job.class_key, entry.job.runtime_s
+        if class_key in line.verdicts:
+            continue
+        if runtime_s is not None and now + runtime_s <= shadow.at:
+            gang = gang_of(entry)
+            loads = line.room.place(gang)
+            if loads is None:
+                line.verdicts[class_key] = Verdict.NO_ROOM
+        elif class_key in barred:
+            continue
+        else:
+            gang = gang_of(entry)
+            loads = shadow.admit(line.room, gang)
+            if loads is None:
+                barred.add(class_key)
+        if loads is not None:
+            line.placed.append((gang, loads))
+
+
+def _tasks(table: NodeTable, gang: Gang, loads: Loads) -> tuple[TaskPlacement, ...]:
+    """The gang's tasks on the GPUs that were drawn, by row."""
+    shape = gang.shape
+    each = shape.per_task.gpus or (1 if shape.gpu_milli else 0)
+    tasks: list[TaskPlacement] = []
+    for load in sorted(loads, key=lambda load: load.row):
+        node = table.nodes[load.row]
+        ids = {gpu.index: gpu.id for gpu in node.gpus}
+        for number in range(load.workers * gang.tasks_per_worker):
+            own = load.gpus[number * each : (number + 1) * each]
+            tasks.append(
+                TaskPlacement(
+                    len(tasks),
+                    node.id,
+                    tuple(ids[gpu] for gpu in own),
+                    shape.per_task.cpu_milli,
+                    shape.per_task.memory_mib,
+                    shape.gpu_milli or WHOLE_GPU_MILLI,
+                )
+            )
+    return tuple(tasks)
+
+
+def _why(table: NodeTable, loads: Sequence[Load], how: str) -> str:
+    names = sorted(table.nodes[load.row].name for load in loads)
+    where = f"on {names[0]}" if len(names) == 1 else f"on {len(names)} nodes, {names[0]} first"
+    return f"{how}; {where}"

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from scheduler.model.node import PriceClass
 from scheduler.model.quantity import PoolName, TenantId
 
+EXTRA_WORTH = 0.5
+"""What one more worker of an elastic gang is worth, as a share of one it cannot do without."""
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:

@@ -9,7 +9,7 @@ import numpy as np
 from scheduler.model.quantity import WHOLE_GPU_MILLI
 from scheduler.simulator.arrays import Arrays, Floats, arrays_of, mean_height
 from scheduler.simulator.bounds import work_by
-from scheduler.simulator.report import Study
+from scheduler.simulator.study import Study
 from scheduler.simulator.workload import Arrivals
 
 BINS = 200

@@ -12,7 +12,8 @@ import math
 from html import escape
 
 from scheduler.simulator import curves, svg
-from scheduler.simulator.report import Figure, Study, ratio_to, rows, shown
+from scheduler.simulator.report import Figure, ratio_to, rows, shown
+from scheduler.simulator.study import Study
 from scheduler.simulator.workload import Arrivals
 
 _TENANTS_SHOWN = 14
@@ -192,7 +193,7 @@ def _gap_chart(study: Study, across: svg.Axis) -> list[str]:
     if not drawn:
         return []
     title = "Optimality gap over time"
-    about = "(bound - value) / bound of the worst decision in each stretch; at the bottom, proven optimal."
+    about = "(bound - value) / bound of the worst decision in each stretch; proven at the bottom."
     gap = svg.Axis("gap (logarithmic)", log=True, low=1e-6, high=1.0, tick=_small_percent)
     return [_card(title, about, svg.line_chart(title, about, drawn, across, gap))]
 

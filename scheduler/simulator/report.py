@@ -8,71 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from scheduler.simulator.arrays import arrays_of
-from scheduler.simulator.bounds import Bounds, Window
-from scheduler.simulator.fairness import Fairness, fairness_of
-from scheduler.simulator.metrics import (
-    Metrics,
-    SizeClass,
-    Timing,
-    metrics_of,
-    served_by_size,
-    timing_of,
-)
-from scheduler.simulator.result import RunResult
-from scheduler.simulator.workload import Arrivals, Workload
+from scheduler.simulator.study import Evaluation, Study
+from scheduler.simulator.workload import Arrivals
 
 API_VERSION = "haversack.dev/v1alpha1"
 KIND = "SimulationReport"
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3_600.0, 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One run and its figures."""
-
-    result: RunResult
-    metrics: Metrics
-    fairness: Fairness
-    sizes: tuple[SizeClass, ...]
-    timing: Timing
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """One workload on one cluster, under each of some policies.
-
-    Attributes:
-        workload: what arrived.
-        source: where it came from: a file and its format, or a generator and its recipe.
-        cluster: the nodes in a few words.
-        nodes: how many.
-        gpus_total: of them all.
-        seed: of everything random.
-        window: of `gpu_utilization_window`, seconds from the first arrival.
-        options: what else was asked for, by option name.
-        bounds: what no policy can beat.
-        runs: in the order of `--policy`; ratios are to the first.
-    """
-
-    workload: Workload
-    source: str
-    cluster: str
-    nodes: int
-    gpus_total: float
-    seed: int
-    window: Window | None
-    options: Mapping[str, object]
-    bounds: Bounds
-    runs: tuple[Evaluation, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,25 +69,6 @@ FIGURES = (
     Figure("decision_ms_p99", "ms"),
 )
 """What reports show, in this order; figures that no run has are left out."""
-
-
-def evaluated(
-    result: RunResult, window: Window | None, weights: Mapping[str, float] | None = None
-) -> Evaluation:
-    """`result` with its figures.
-
-    Args:
-        result: a run.
-        window: of `gpu_utilization_window`.
-        weights: of tenants, for their max-min share; 1 for one not named.
-    """
-    return Evaluation(
-        result=result,
-        metrics=metrics_of(result, window),
-        fairness=fairness_of(arrays_of(result), result.gpus_total, weights),
-        sizes=served_by_size(result),
-        timing=timing_of(result),
-    )
 
 
 def figures_of(run: Evaluation) -> dict[str, float | int | None]:

@@ -167,9 +167,9 @@ class Schedule:
         self._trace.append(f"{len(self._trace) + 1:5d} {self._loop.time():10.4f}  {what}")
         self._changed.set()
         if not self._disk.driver.in_transaction:
-            for name, message in self._auditor.check(self._daemons):
-                self._break(name, message)
-                return
+            broken = self._auditor.check(self._daemons)
+            if broken is not None:
+                self._break(*broken)
 
     def _break(self, invariant: str, message: str) -> None:
         if self._broken is None:

@@ -7,6 +7,7 @@ Their memory is the independent history that invariants compare the store with: 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -76,22 +77,39 @@ class Memory:
 
     Attributes:
         submissions: by name.
-        counts: requests by (action, object, what was told).
+        sent: requests by (action, object).
+        told: their answers by (action, object, what was told).
         cancelled: jobs whose cancel was answered with ok.
         held: jobs whose hold was answered with ok, and nobody tried to let go since.
         trespasses: answers that a stranger should never have had.
+        changes: rises with every change of anything here.
     """
 
     submissions: dict[str, Submission] = field(default_factory=dict)
-    counts: dict[tuple[str, str, Told], int] = field(default_factory=dict)
+    sent: Counter[tuple[str, str]] = field(default_factory=Counter)
+    told: Counter[tuple[str, str, Told]] = field(default_factory=Counter)
     cancelled: set[JobId] = field(default_factory=set)
     held: set[JobId] = field(default_factory=set)
     trespasses: list[str] = field(default_factory=list)
+    changes: int = 0
+
+    def send(self, action: str, target: str) -> None:
+        """Count one request."""
+        self.changes += 1
+        self.sent[action, target] += 1
 
     def note(self, action: str, target: str, told: Told) -> None:
         """Count one answer."""
-        key = (action, target, told)
-        self.counts[key] = self.counts.get(key, 0) + 1
+        self.changes += 1
+        self.told[action, target, told] += 1
+
+    def at_least(self, action: str, target: str) -> int:
+        """How often it certainly happened."""
+        return self.told[action, target, Told.OK]
+
+    def at_most(self, action: str, target: str) -> int:
+        """How often it may have happened: all but what was refused."""
+        return self.sent[action, target] - self.told[action, target, Told.REFUSED]
 
     def known_jobs(self) -> list[tuple[JobId, TenantId]]:
         """Jobs that users have heard of, oldest first."""
@@ -181,6 +199,7 @@ class Users:
             submission.sent += 1
         if result is not None:
             submission.jobs.add(result.job.id)
+            self.memory.changes += 1
         return told
 
     async def move(self, verb: str, job: JobId, tenant: TenantId) -> None:
@@ -188,6 +207,7 @@ class Users:
         around = self._around
         if verb != "hold":
             self.memory.held.discard(job)
+        before = self._others(job)
         told, _ = await self._ask(
             verb,
             job,
@@ -196,10 +216,19 @@ class Users:
             ),
             failpoint=verb,
         )
+        self.memory.changes += 1
         if told is Told.OK and verb == "cancel":
             self.memory.cancelled.add(job)
-        if told is Told.OK and verb == "hold":
+        if told is Told.OK and verb == "hold" and before is not None and before == self._others(job):
             self.memory.held.add(job)
+
+    def _others(self, job: JobId) -> int | None:
+        """How many requests were sent that may let a held job go; None while one is under way."""
+        memory = self.memory
+        verbs = ("cancel", "release", "requeue")
+        sent = sum(memory.sent[verb, job] for verb in verbs)
+        answered = sum(memory.told[verb, job, told] for verb in verbs for told in Told)
+        return sent if sent == answered else None
 
     async def trespass(self, job: JobId, owner: TenantId) -> None:
         """Try to cancel somebody else's job, and to look at it."""
@@ -249,6 +278,7 @@ class Users:
         if not serving:
             return Told.REFUSED, None  # connection refused: nothing was sent
         daemon = self._chance.pick(serving)
+        self.memory.send(action, target)
         answer: T | None = None
         try:
             answer = await daemon.store.write(command, failpoint=failpoint)

@@ -1,0 +1,231 @@
+"""The cluster as counts: how many nodes are in which state, for deciding who may run at all.
+
+To repack, everything that runs or waits is packed anew at every event. Exact GPUs do not matter
+for that, and equal nodes need not be told apart, so best fit is a walk over a handful of states.
+NVLink domains and racks are not counted: whoever packs for real may find that a gang does not fit.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+import numpy as np
+
+from scheduler.model.columns import NO_GPU, NodeTable
+from scheduler.model.job import WaitingJob, Worker
+from scheduler.model.plan import TaskPlacement
+from scheduler.model.quantity import WHOLE_GPU_MILLI
+
+_UNBOUNDED = 2**31
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class State:
+    """What a node has left. The order is that of best fit: the least first.
+
+    Attributes:
+        milli: free GPU thousandths.
+        cpu: free milli-CPU.
+        memory: free MiB.
+        whole: entirely free GPUs.
+        parts: what is left of GPUs in use, ascending.
+        pool: code of its pool.
+        model: code of its GPU model, `NO_GPU` for none or several.
+    """
+
+    milli: int
+    cpu: int
+    memory: int
+    whole: int
+    parts: tuple[int, ...]
+    pool: int
+    model: int
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """All nodes in one state.
+
+    Attributes:
+        fits: workers of each kind that such a node holds, by number of the kind.
+        after: the slot of a node after (kind, workers) more.
+    """
+
+    state: State
+    nodes: int = 0
+    fits: dict[int, int] = field(default_factory=dict)
+    after: dict[tuple[int, int], _Slot] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    number: int
+    worker: Worker
+    workers: int
+
+
+class Counts:
+    """Open nodes by state; draws on them by best fit."""
+
+    def __init__(self, table: NodeTable, held: Iterable[TaskPlacement]) -> None:
+        """Count nodes. O(GPUs + held tasks).
+
+        Args:
+            table: what the nodes are.
+            held: what keeps its place whatever happens.
+        """
+        self._table = table
+        self._slot_of: dict[State, _Slot] = {}
+        self._filled: list[_Slot] = []
+        self._kinds: dict[str, _Kind] = {}
+        self.milli = 0
+        """Free GPU thousandths of all nodes."""
+        for state, nodes in Counter(_states(table, held)).items():
+            self._fill(self._slot(state), nodes)
+            self.milli += state.milli * nodes
+
+    def place(self, job: WaitingJob) -> bool:
+        """Draw the job's whole gang, or nothing and answer False.
+
+        One node for all workers is best, the fullest that holds them; else the nodes that hold
+        most, until the rest fits one. O(states) for each node that is used.
+        """
+        kind = self._kinds.get(job.class_key)
+        if kind is None:
+            shape = job.shape
+            workers = shape.tasks // shape.tasks_per_worker
+            kind = self._kinds[job.class_key] = _Kind(len(self._kinds), shape.worker, workers)
+        missing = kind.workers
+        if kind.worker.milli * missing > self.milli:
+            return False
+        drawn: list[tuple[_Slot, _Slot]] = []
+        while missing:
+            chosen, count = self._best(kind, missing)
+            if chosen is None:
+                for before, after in reversed(drawn):
+                    self._move(after, before)
+                return False
+            after = self._after(kind, chosen, count)
+            self._move(chosen, after)
+            drawn.append((chosen, after))
+            missing -= count
+        return True
+
+    def _best(self, kind: _Kind, missing: int) -> tuple[_Slot | None, int]:
+        """The slot to draw on, and how many workers go on one node of it."""
+        chosen, most = None, 0
+        for slot in self._filled:
+            fits = slot.fits.get(kind.number)
+            if fits is None:
+                fits = slot.fits[kind.number] = _fits(kind.worker, slot.state, self._table)
+            if fits >= missing:
+                return slot, missing
+            if fits > most:
+                chosen, most = slot, fits
+        return chosen, most
+
+    def _after(self, kind: _Kind, slot: _Slot, workers: int) -> _Slot:
+        key = (kind.number, workers)
+        after = slot.after.get(key)
+        if after is None:
+            after = slot.after[key] = self._slot(_drawn(kind.worker, slot.state, workers))
+        return after
+
+    def _slot(self, state: State) -> _Slot:
+        slot = self._slot_of.get(state)
+        if slot is None:
+            slot = self._slot_of[state] = _Slot(state)
+        return slot
+
+    def _fill(self, slot: _Slot, nodes: int) -> None:
+        if not slot.nodes:
+            insort(self._filled, slot, key=_state)
+        slot.nodes += nodes
+
+    def _move(self, before: _Slot, after: _Slot) -> None:
+        """One node changes its state."""
+        self.milli += after.state.milli - before.state.milli
+        before.nodes -= 1
+        if not before.nodes:
+            self._filled.remove(before)
+        self._fill(after, 1)
+
+
+_state = attrgetter("state")
+
+
+def _states(table: NodeTable, held: Iterable[TaskPlacement]) -> Iterable[State]:
+    gpu = np.where(table.gpu_open, WHOLE_GPU_MILLI, 0)
+    cpu, memory = table.cpu.copy(), table.memory.copy()
+    for task in held:
+        row = table.row_of.get(task.node_id)
+        if row is None:
+            continue
+        cpu[row] -= task.cpu_milli
+        memory[row] -= task.memory_mib
+        for gpu_id in task.gpu_ids:
+            where = table.gpu_at.get(gpu_id)
+            if where is not None:
+                gpu[where] = max(0, gpu[where] - task.gpu_milli)
+    rows = np.flatnonzero(table.open)
+    columns = zip(
+        gpu[rows].tolist(),
+        np.maximum(cpu[rows], 0).tolist(),
+        np.maximum(memory[rows], 0).tolist(),
+        table.pool[rows].tolist(),
+        table.model[rows].tolist(),
+        strict=True,
+    )
+    for gpus, cpu_milli, memory_mib, pool, model in columns:
+        parts = tuple(sorted(milli for milli in gpus if 0 < milli < WHOLE_GPU_MILLI))
+        whole = gpus.count(WHOLE_GPU_MILLI)
+        milli = whole * WHOLE_GPU_MILLI + sum(parts)
+        yield State(milli, cpu_milli, memory_mib, whole, parts, pool, model)
+
+
+def _fits(worker: Worker, state: State, table: NodeTable) -> int:
+    """Workers that a node in `state` holds."""
+    if worker.pool is not None and table.pools[state.pool] != worker.pool:
+        return 0
+    known = worker.gpu_models and state.model != NO_GPU
+    if known and table.models[state.model] not in worker.gpu_models:
+        return 0
+    fits = _UNBOUNDED
+    if worker.needs.gpus:
+        fits = state.whole // worker.needs.gpus
+    if worker.gpu_milli:
+        shares = state.whole * (WHOLE_GPU_MILLI // worker.gpu_milli)
+        shares += sum(part // worker.gpu_milli for part in state.parts)
+        fits = shares // worker.parts
+    if worker.needs.cpu_milli:
+        fits = min(fits, state.cpu // worker.needs.cpu_milli)
+    if worker.needs.memory_mib:
+        fits = min(fits, state.memory // worker.needs.memory_mib)
+    return fits
+
+
+def _drawn(worker: Worker, state: State, workers: int) -> State:
+    """What a node in `state` has left after `workers` of them."""
+    whole, parts = state.whole - worker.needs.gpus * workers, list(state.parts)
+    for _ in range(worker.parts * workers if worker.gpu_milli else 0):
+        tight = next((part for part in parts if part >= worker.gpu_milli), None)
+        if tight is None:
+            whole -= 1
+            tight = WHOLE_GPU_MILLI
+        else:
+            parts.remove(tight)
+        if tight > worker.gpu_milli:
+            insort(parts, tight - worker.gpu_milli)
+    return State(
+        milli=whole * WHOLE_GPU_MILLI + sum(parts),
+        cpu=state.cpu - worker.needs.cpu_milli * workers,
+        memory=state.memory - worker.needs.memory_mib * workers,
+        whole=whole,
+        parts=tuple(parts),
+        pool=state.pool,
+        model=state.model,
+    )

@@ -138,7 +138,7 @@ async def run_cycle(
     now = context.clock.now()
     stuck = before.stuck if _no_more_room(delta) else frozenset()
     state = CycleState(snapshot, stuck, before.decided_at)
-    report = _outlook(snapshot, state.decided_at)
+    report = _outlook(snapshot, state.decided_at, now)
     if not snapshot.waiting or not (force or _could_matter(delta, state, report, now)):
         await context.solver.feed(delta, lambda: as_full_delta(snapshot))
         return state, report
@@ -164,7 +164,7 @@ async def run_cycle(
     meta = DecisionMeta(policy=context.policy, duration_ms=decide_s * 1000)
     committed = await context.store.commit(plan, meta, context.clock.now())
     return CycleState(snapshot, _stuck(plan, committed), now), replace(
-        _outlook(snapshot, now),
+        _outlook(snapshot, now, now),
         decided=True,
         killed=result.killed,
         decision_id=committed.decision_id,
@@ -233,18 +233,22 @@ def _stuck(plan: Plan, committed: CommitReport) -> frozenset[str]:
     )
 
 
-def _outlook(snapshot: Snapshot, decided_at: UtcSeconds) -> CycleReport:
+def _outlook(snapshot: Snapshot, decided_at: UtcSeconds, now: UtcSeconds) -> CycleReport:
     """How many wait, and when the next backoff ends that was still on at `decided_at`.
 
-    A job without a backoff is eligible from its submission: its arrival is what counts.
+    A job without a backoff is eligible from its submission: its arrival is what counts, unless
+    the clock was set back since and its submission lies ahead. A last decision that lies ahead
+    tells nothing either.
     """
+    seen_until = min(decided_at, now)
     return CycleReport(
         waiting=len(snapshot.waiting),
         next_eligible_at=min(
             (
                 job.eligible_at
                 for job in snapshot.waiting.values()
-                if job.eligible_at > decided_at and job.eligible_at > job.submitted_at
+                if job.eligible_at > seen_until
+                and (job.eligible_at > job.submitted_at or job.eligible_at > now)
             ),
             default=None,
         ),

@@ -83,21 +83,25 @@ class SolverProcess:
     async def feed(self, delta: SnapshotDelta, full: Callable[[], SnapshotDelta]) -> None:
         """Keep the worker's snapshot up to date without asking for a decision.
 
-        A worker that cannot take it is killed; the next request starts a fresh one.
+        A worker that cannot take it is killed. A fresh one is started at once, or with the next
+        request if this one had never come up.
 
         Args:
             delta: what changed since the last call.
             full: makes the whole snapshot as a delta, when the worker needs it.
         """
         async with self._lock:
-            if self._process is None or not self._ready:
+            if self._process is None:
                 return  # the next request brings it up to date
+            # One that is still importing reads it as soon as it can: then its first answer need
+            # not wait for the whole cluster to be sent.
+            was_ready = self._ready
             try:
-                async with asyncio.timeout(FEED_LIMIT_S):
+                async with asyncio.timeout(FEED_LIMIT_S if was_ready else self._start_limit_s):
                     await self._feed(delta, full)
             except (OSError, TimeoutError) as error:
                 log.warning("feeding the solver worker failed", error=repr(error))
-                await self._replace()
+                await (self._replace() if was_ready else self._kill())
 
     async def decide(
         self,

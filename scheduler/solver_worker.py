@@ -8,6 +8,7 @@ stderr before any solver is imported. It ends when its standard input ends: its 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import queue
@@ -40,6 +41,9 @@ DEFAULT_DECIDER = "scheduler.decide:decide"
 
 NICENESS = 5
 """Where cores are few, answering a request comes before improving a plan."""
+GARBAGE_THRESHOLDS = (10_000, 20, 100)
+"""A snapshot is 100,000 values that live long and form no cycles: the collector's defaults would go
+over them several times while one is read, which doubles the time of that."""
 
 
 class Worker:
@@ -132,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from scheduler.allocation.warmup import warm_up  # noqa: PLC0415 - only the real decider
 
         warm_up()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     worker.say(Ready())
     while True:
         worker.handle(message_of(inbox.get()))

@@ -8,16 +8,17 @@ NVLink domains and racks are not counted: whoever packs for real may find that a
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from operator import attrgetter
 
 import numpy as np
 
 from scheduler.model.columns import NO_GPU, NodeTable
-from scheduler.model.job import WaitingJob, Worker
+from scheduler.model.job import Worker
 from scheduler.model.plan import TaskPlacement
+from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import WHOLE_GPU_MILLI
 
 _UNBOUNDED = 2**31
@@ -61,7 +62,7 @@ class _Slot:
     after: dict[tuple[int, int], _Slot] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Kind:
     number: int
     worker: Worker
@@ -81,49 +82,82 @@ class Counts:
         self._table = table
         self._slot_of: dict[State, _Slot] = {}
         self._filled: list[_Slot] = []
-        self._kinds: dict[str, _Kind] = {}
+        self._kinds: dict[tuple[Worker, int], _Kind] = {}
+        self._kind_of: dict[str, _Kind] = {}
         self.milli = 0
         """Free GPU thousandths of all nodes."""
-        for state, nodes in Counter(_states(table, held)).items():
+        for state, nodes in _states(table, held):
             self._fill(self._slot(state), nodes)
             self.milli += state.milli * nodes
 
-    def place(self, job: WaitingJob) -> bool:
-        """Draw the job's whole gang, or nothing and answer False.
+    def admitted(self, line: Sequence[OrderedJob]) -> list[OrderedJob]:
+        """Those of `line` that fit, drawn one after the other; who does not fit is passed over.
 
-        One node for all workers is best, the fullest that holds them; else the nodes that hold
-        most, until the rest fits one. O(states) for each node that is used.
+        A gang is drawn whole or not at all. One node for all its workers is best, the fullest that
+        holds them; else the nodes that hold most, until the rest fits one. Cost: O(jobs), and
+        O(states) for each node that is used: alike jobs in a row fill a node at once, which is what
+        best fit comes to, because a node that was chosen only becomes fuller.
         """
-        kind = self._kinds.get(job.class_key)
+        found: list[OrderedJob] = []
+        for kind, alike in groupby(line, self._kind):
+            jobs = list(alike)
+            if kind.workers == 1:
+                found += jobs[: self._draw_singly(kind, len(jobs))]
+            else:
+                found += [entry for entry in jobs if self._draw_gang(kind)]
+        return found
+
+    def _kind(self, entry: OrderedJob) -> _Kind:
+        class_key = entry.job.class_key
+        kind = self._kind_of.get(class_key)
         if kind is None:
-            shape = job.shape
-            workers = shape.tasks // shape.tasks_per_worker
-            kind = self._kinds[job.class_key] = _Kind(len(self._kinds), shape.worker, workers)
+            shape = entry.job.shape
+            worker, workers = shape.worker, shape.tasks // shape.tasks_per_worker
+            kind = self._kinds.get((worker, workers))
+            if kind is None:
+                kind = self._kinds[worker, workers] = _Kind(len(self._kinds), worker, workers)
+            self._kind_of[class_key] = kind
+        return kind
+
+    def _draw_singly(self, kind: _Kind, jobs: int) -> int:
+        """Draw up to so many gangs of one worker each; how many fitted."""
+        missing = jobs
+        while missing and kind.worker.milli <= self.milli:
+            slot, fits = self._best(kind, 1)
+            if slot is None:
+                break
+            count = min(fits, missing)
+            self._move(slot, self._after(kind, slot, count))
+            missing -= count
+        return jobs - missing
+
+    def _draw_gang(self, kind: _Kind) -> bool:
         missing = kind.workers
         if kind.worker.milli * missing > self.milli:
             return False
         drawn: list[tuple[_Slot, _Slot]] = []
         while missing:
-            chosen, count = self._best(kind, missing)
-            if chosen is None:
+            slot, fits = self._best(kind, missing)
+            if slot is None:
                 for before, after in reversed(drawn):
                     self._move(after, before)
                 return False
-            after = self._after(kind, chosen, count)
-            self._move(chosen, after)
-            drawn.append((chosen, after))
+            count = min(fits, missing)
+            after = self._after(kind, slot, count)
+            self._move(slot, after)
+            drawn.append((slot, after))
             missing -= count
         return True
 
     def _best(self, kind: _Kind, missing: int) -> tuple[_Slot | None, int]:
-        """The slot to draw on, and how many workers go on one node of it."""
+        """The fullest slot that holds `missing` workers, else one that holds most; and how many."""
         chosen, most = None, 0
         for slot in self._filled:
             fits = slot.fits.get(kind.number)
             if fits is None:
                 fits = slot.fits[kind.number] = _fits(kind.worker, slot.state, self._table)
             if fits >= missing:
-                return slot, missing
+                return slot, fits
             if fits > most:
                 chosen, most = slot, fits
         return chosen, most
@@ -158,7 +192,8 @@ class Counts:
 _state = attrgetter("state")
 
 
-def _states(table: NodeTable, held: Iterable[TaskPlacement]) -> Iterable[State]:
+def _states(table: NodeTable, held: Iterable[TaskPlacement]) -> list[tuple[State, int]]:
+    """(state, open nodes in it), ascending by GPUs, CPU, memory."""
     gpu = np.where(table.gpu_open, WHOLE_GPU_MILLI, 0)
     cpu, memory = table.cpu.copy(), table.memory.copy()
     for task in held:
@@ -170,21 +205,23 @@ def _states(table: NodeTable, held: Iterable[TaskPlacement]) -> Iterable[State]:
         for gpu_id in task.gpu_ids:
             where = table.gpu_at.get(gpu_id)
             if where is not None:
-                gpu[where] = max(0, gpu[where] - task.gpu_milli)
-    rows = np.flatnonzero(table.open)
-    columns = zip(
-        gpu[rows].tolist(),
-        np.maximum(cpu[rows], 0).tolist(),
-        np.maximum(memory[rows], 0).tolist(),
-        table.pool[rows].tolist(),
-        table.model[rows].tolist(),
-        strict=True,
-    )
-    for gpus, cpu_milli, memory_mib, pool, model in columns:
-        parts = tuple(sorted(milli for milli in gpus if 0 < milli < WHOLE_GPU_MILLI))
-        whole = gpus.count(WHOLE_GPU_MILLI)
-        milli = whole * WHOLE_GPU_MILLI + sum(parts)
-        yield State(milli, cpu_milli, memory_mib, whole, parts, pool, model)
+                gpu[where] -= task.gpu_milli
+    gpu.sort(axis=1)
+    amounts = np.column_stack([np.maximum(gpu, 0), np.maximum(cpu, 0), np.maximum(memory, 0)])
+    rows = np.column_stack([amounts, table.pool, table.model])[table.open]
+    different, nodes = np.unique(rows, axis=0, return_counts=True)
+    return [
+        (_state_of(row), count)
+        for row, count in zip(different.tolist(), nodes.tolist(), strict=True)
+    ]
+
+
+def _state_of(row: list[int]) -> State:
+    *gpus, cpu, memory, pool, model = row
+    whole = gpus.count(WHOLE_GPU_MILLI)
+    parts = tuple(milli for milli in gpus if 0 < milli < WHOLE_GPU_MILLI)
+    milli = whole * WHOLE_GPU_MILLI + sum(parts)
+    return State(milli, cpu, memory, whole, parts, pool, model)
 
 
 def _fits(worker: Worker, state: State, table: NodeTable) -> int:

@@ -61,16 +61,19 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """What capacity is counted in: slots, shares, CPU, memory, and slots to reserve; D in all.
+    """What capacity is counted in: slots, bundles, shares, CPU, memory, reserve; D in all.
 
     Attributes:
         slots: GPU counts, ascending.
+        bundles: (GPUs, milli-CPU, MiB) that must sit together on a node, as kinds ask for them; a
+            worker takes as many as it could be cut into.
         shares: thousandths of one GPU, ascending; 1 stands for the plain sum.
         reserve: GPU counts of slots that need neither CPU nor memory: blocks to keep free.
         cpu_each, memory_each: the least that any worker asks for each of its GPUs.
     """
 
     slots: tuple[int, ...]
+    bundles: tuple[tuple[int, int, int], ...]
     shares: tuple[int, ...]
     reserve: tuple[int, ...]
     cpu_each: Fraction
@@ -79,10 +82,15 @@ class Dimensions:
     @property
     def rows(self) -> int:
         """How many of the dimensions every group has a row for: all but `reserve`."""
-        return len(self.slots) + len(self.shares) + 2
+        return len(self.slots) + len(self.bundles) + len(self.shares) + 2
 
     @classmethod
-    def of(cls, kinds: Sequence[Worker], blocks: Sequence[int] = ()) -> Dimensions:
+    def of(
+        cls,
+        kinds: Sequence[Worker],
+        blocks: Sequence[int] = (),
+        bundles: Sequence[tuple[int, int, int]] = (),
+    ) -> Dimensions:
         """The dimensions that tell these kinds apart, and blocks of these sizes to keep free."""
         whole = [kind for kind in kinds if kind.needs.gpus]
         shares = [kind.gpu_milli for kind in kinds if kind.gpu_milli]
@@ -90,6 +98,7 @@ class Dimensions:
         largest = max(blocks, default=0)
         return cls(
             slots,
+            tuple(bundles),
             _commonest([1, *shares]) if shares else (),
             tuple(sorted({size for size in (*slots, *blocks) if size <= largest})),
             min((Fraction(k.needs.cpu_milli, k.needs.gpus) for k in whole), default=Fraction(0)),
@@ -101,6 +110,7 @@ class Dimensions:
         gpus, share = worker.needs.gpus, worker.gpu_milli
         return [
             *(gpus // size for size in self.slots),
+            *(_cut_into(worker, bundle) for bundle in self.bundles),
             *(
                 gpus * (WHOLE_GPU_MILLI // size) + worker.parts * (share // size)
                 for size in self.shares
@@ -120,13 +130,25 @@ class Dimensions:
         for column, size in enumerate(self.slots):
             slots = (places.whole // size).sum(axis=0)
             found[:, column] = np.minimum(slots, usable // size)
-        for column, size in enumerate(self.shares, len(self.slots)):
+        for column, (gpus, cpu, memory) in enumerate(self.bundles, len(self.slots)):
+            slots = (places.whole // gpus).sum(axis=0)
+            for free, each in ((places.cpu, cpu), (places.memory, memory)):
+                if each:
+                    slots = np.minimum(slots, free // each)
+            found[:, column] = slots
+        for column, size in enumerate(self.shares, len(self.slots) + len(self.bundles)):
             found[:, column] = (places.gpu // size).sum(axis=1)
         found[:, self.rows - 2] = places.cpu / CORE
         found[:, self.rows - 1] = places.memory / GIB
         for column, size in enumerate(self.reserve, self.rows):
             found[:, column] = (places.whole // size).sum(axis=0)
         return found
+
+
+def _cut_into(worker: Worker, bundle: tuple[int, int, int]) -> int:
+    needs = worker.needs
+    have = (needs.gpus, needs.cpu_milli, needs.memory_mib)
+    return min(amount // each for amount, each in zip(have, bundle, strict=True) if each)
 
 
 def _commonest(sizes: Iterable[int]) -> tuple[int, ...]:

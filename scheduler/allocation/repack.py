@@ -54,7 +54,7 @@ def repack(
     competing = [*snapshot.waiting.values(), *(a.as_waiting(now) for a in runners.values())]
     line = profile.order.order(competing, now)
     counts = Counts(snapshot.columns.table, (task for attempt in held for task in attempt.tasks))
-    chosen = [entry for entry in line if counts.place(entry.job)]
+    chosen = counts.admitted(line)
     stay = {entry.job.id for entry in chosen}
     ordered = [entry for entry in line if entry.job.id in snapshot.waiting]
     newcomers = sorted(

@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scheduler.allocation.gangs import Gang, gang_of
+from scheduler.allocation.gpu_choice import placement_of
 from scheduler.allocation.line_bound import bound_of
 from scheduler.allocation.line_reasons import Verdict, reasons_of
 from scheduler.allocation.repack import repack
 from scheduler.allocation.reservation import Shadow, shadow_of
-from scheduler.allocation.room import Load, Loads, Room
-from scheduler.model.columns import NodeTable
-from scheduler.model.plan import Eviction, Placement, Plan, Reservation, SolverReport, TaskPlacement
+from scheduler.allocation.room import Loads, Room
+from scheduler.allocation.worth import Worth
+from scheduler.model.plan import Eviction, Plan, Reservation, SolverReport
 from scheduler.model.ports import Admission, Effort, OrderedJob, Preemption, Profile
-from scheduler.model.quantity import WHOLE_GPU_MILLI, UtcSeconds
+from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 
@@ -78,9 +79,9 @@ def _plan(
     snapshot: Snapshot, profile: Profile, effort: Effort, line: _Line, now: UtcSeconds
 ) -> Plan:
     deferred = line.placed[effort.placements_max :]
-    table, how = line.room.table, profile.admission.value
+    table, worth, how = line.room.table, Worth(snapshot), profile.admission.value
     placements = tuple(
-        Placement(gang.job.id, _tasks(table, gang, loads), gang.value, _why(table, loads, how))
+        placement_of(table, gang, loads, worth, how)
         for gang, loads in line.placed[: effort.placements_max]
     )
     placed = {placement.job_id for placement in placements}
@@ -159,32 +160,3 @@ def _backfill(line: _Line, rest: Sequence[OrderedJob], shadow: Shadow, now: UtcS
                 barred.add(class_key)
         if loads is not None:
             line.placed.append((gang, loads))
-
-
-def _tasks(table: NodeTable, gang: Gang, loads: Loads) -> tuple[TaskPlacement, ...]:
-    """The gang's tasks on the GPUs that were drawn, by row."""
-    shape = gang.shape
-    each = shape.per_task.gpus or (1 if shape.gpu_milli else 0)
-    tasks: list[TaskPlacement] = []
-    for load in sorted(loads, key=lambda load: load.row):
-        node = table.nodes[load.row]
-        ids = {gpu.index: gpu.id for gpu in node.gpus}
-        for number in range(load.workers * gang.tasks_per_worker):
-            own = load.gpus[number * each : (number + 1) * each]
-            tasks.append(
-                TaskPlacement(
-                    len(tasks),
-                    node.id,
-                    tuple(ids[gpu] for gpu in own),
-                    shape.per_task.cpu_milli,
-                    shape.per_task.memory_mib,
-                    shape.gpu_milli or WHOLE_GPU_MILLI,
-                )
-            )
-    return tuple(tasks)
-
-
-def _why(table: NodeTable, loads: Sequence[Load], how: str) -> str:
-    names = sorted(table.nodes[load.row].name for load in loads)
-    where = f"on {names[0]}" if len(names) == 1 else f"on {len(names)} nodes, {names[0]} first"
-    return f"{how}; {where}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.allocation.limits import Quotas
-from scheduler.model.columns import NO_GPU, Columns, Ints
+from scheduler.model.columns import NO_GPU, Columns
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
 
 
@@ -36,7 +36,6 @@ class Stock:
     Attributes:
         free: what is free now; the arrays change in place.
         table: what the nodes are.
-        entire: (N,) entirely free GPUs, of all models.
         changes: how often anything changed, undoing included.
         changed: (N,) the value of `changes` after each row's latest change; 0 for none.
     """
@@ -50,7 +49,6 @@ class Stock:
         "_quotas",
         "changed",
         "changes",
-        "entire",
         "free",
         "table",
     )
@@ -58,7 +56,6 @@ class Stock:
     def __init__(self, columns: Columns, quotas: Quotas) -> None:
         self.free = columns.free.copy()
         self.table = columns.table
-        self.entire: Ints = self.free.whole.sum(axis=0)
         self.changes = 0
         self.changed = np.zeros(len(self.table.nodes), dtype=np.int64)
         self._quotas = quotas
@@ -150,4 +147,4 @@ class Stock:
         if WHOLE_GPU_MILLI in (before, after):
             entire = int(after == WHOLE_GPU_MILLI) - int(before == WHOLE_GPU_MILLI)
             free.whole[self.table.gpu_model[row, gpu], row] += entire
-            self.entire[row] += entire
+            free.entire[row] += entire

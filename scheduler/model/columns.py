@@ -9,8 +9,8 @@ Shapes: N nodes by (name, id), G the largest number of GPU positions of a node, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ class NodeTable:
         pool, rack, price, board: (N,) codes.
         model: (N,) code of the node's GPU model, `NO_GPU` without GPUs or with several models.
         mixed: whether any node has GPUs of several models.
+        offers: (M, N) whether the node has a GPU of the model at all.
     """
 
     nodes: tuple[Node, ...]
@@ -65,6 +66,7 @@ class NodeTable:
     board: Ints
     model: Ints
     mixed: bool
+    offers: Bools
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> NodeTable:
@@ -74,8 +76,7 @@ class NodeTable:
         pools = tuple(sorted({str(node.pool) for node in rows}))
         racks = tuple(sorted({rack_label(node) for node in rows}))
         prices = tuple(sorted({node.price_class for node in rows}))
-        boards: dict[Links, int] = {}
-        board = [boards.setdefault(node.links, len(boards)) for node in rows]
+        boards, board = _boards(rows)
         code = {name: number for number, name in enumerate(models)}
         pool_code = {name: number for number, name in enumerate(pools)}
         rack_code = {name: number for number, name in enumerate(racks)}
@@ -103,7 +104,7 @@ class NodeTable:
             pools=pools,
             racks=racks,
             prices=prices,
-            boards=tuple(boards),
+            boards=boards,
             gpu_model=gpu_model,
             gpu_open=gpu_open,
             gpu_domain=gpu_domain,
@@ -113,10 +114,63 @@ class NodeTable:
             pool=np.array([pool_code[str(node.pool)] for node in rows], dtype=np.int64),
             rack=np.array([rack_code[rack_label(node)] for node in rows], dtype=np.int64),
             price=np.array([prices.index(node.price_class) for node in rows], dtype=np.int64),
-            board=np.array(board, dtype=np.int64),
+            board=board,
             model=np.where(alike, highest, NO_GPU).astype(np.int64),
             mixed=bool((~alike & (highest != NO_GPU)).any()),
+            offers=np.array(
+                [(gpu_model == number).any(axis=1) for number in range(len(models))], dtype=np.bool_
+            ).reshape(len(models), len(rows)),
         )
+
+    def with_states(self, changed: Iterable[Node]) -> NodeTable | None:
+        """The table after nodes changed their health, cordons or capacity.
+
+        Cost: O(nodes) to copy what changes.
+
+        Returns:
+            None when more than that changed, or a node is new: the table must be built anew.
+        """
+        nodes = list(self.nodes)
+        gpu_open, is_open = self.gpu_open.copy(), self.open.copy()
+        cpu, memory = self.cpu.copy(), self.memory.copy()
+        for node in changed:
+            row = self.row_of.get(node.id)
+            if row is None or not _alike(nodes[row], node):
+                return None
+            nodes[row] = node
+            is_open[row] = node.schedulable
+            cpu[row], memory[row] = node.capacity.cpu_milli, node.capacity.memory_mib
+            for gpu in node.gpus:
+                gpu_open[row, gpu.index] = node.schedulable and gpu.schedulable
+        return replace(
+            self, nodes=tuple(nodes), gpu_open=gpu_open, open=is_open, cpu=cpu, memory=memory
+        )
+
+
+def _alike(a: Node, b: Node) -> bool:
+    """Whether two descriptions of a node differ at most in health, cordons and capacity."""
+    return (
+        (a.name, a.pool, a.price_class, a.rack) == (b.name, b.pool, b.price_class, b.rack)
+        and len(a.gpus) == len(b.gpus)
+        and all(
+            (x.id, x.index, x.model) == (y.id, y.index, y.model)
+            for x, y in zip(a.gpus, b.gpus, strict=True)
+        )
+        and (a.links is b.links or a.links == b.links)
+    )
+
+
+def _boards(rows: Sequence[Node]) -> tuple[tuple[Links, ...], Ints]:
+    """The kinds of board there are, in the order of their first node, and (N,) each node's."""
+    codes: dict[Links, int] = {}
+    seen: dict[int, int] = {}  # hashing a matrix costs more than the rest: nodes share theirs
+    board = np.empty(len(rows), dtype=np.int64)
+    for row, node in enumerate(rows):
+        code = seen.get(id(node.links))
+        if code is None:
+            code = seen[id(node.links)] = codes.setdefault(node.links, len(codes))
+        board[row] = code
+    return tuple(codes), board
 
 
 def rack_label(node: Node) -> str:
@@ -157,7 +211,8 @@ class Free:
         table: what the nodes are.
         gpu: (N, G) free thousandths of each GPU.
         milli: (N,) free thousandths of all its GPUs.
-        whole: (M, N) entirely free GPUs by model; sum over axis 0 for all models.
+        whole: (M, N) entirely free GPUs by model.
+        entire: (N,) entirely free GPUs, of all models.
         cpu, memory: (N,) free milli-CPU and MiB, never negative.
     """
 
@@ -165,6 +220,7 @@ class Free:
     gpu: Ints
     milli: Ints
     whole: Ints
+    entire: Ints
     cpu: Ints
     memory: Ints
 
@@ -175,6 +231,7 @@ class Free:
             self.gpu.copy(),
             self.milli.copy(),
             self.whole.copy(),
+            self.entire.copy(),
             self.cpu.copy(),
             self.memory.copy(),
         )
@@ -208,7 +265,17 @@ class Columns:
         cpu = np.zeros(rows, dtype=np.int64)
         memory = np.zeros(rows, dtype=np.int64)
         _hold(table, held, 1, gpu, cpu, memory)
-        return _derived(table, gpu, cpu, memory)
+        none = Free(
+            table,
+            np.zeros_like(gpu),
+            np.zeros_like(cpu),
+            np.zeros((len(table.models), rows), dtype=np.int64),
+            np.zeros_like(cpu),
+            np.zeros_like(cpu),
+            np.zeros_like(cpu),
+        )
+        everywhere = np.arange(rows)
+        return cls(table, gpu, cpu, memory, _derived(none, gpu, cpu, memory, everywhere))
 
     def changed(self, freed: Iterable[TaskPlacement], taken: Iterable[TaskPlacement]) -> Columns:
         """The columns after tasks ended and others began, on the same nodes.
@@ -216,9 +283,27 @@ class Columns:
         Cost: O(changed tasks) and a copy of the arrays.
         """
         gpu, cpu, memory = self.gpu_held.copy(), self.cpu_held.copy(), self.memory_held.copy()
-        _hold(self.table, freed, -1, gpu, cpu, memory)
-        _hold(self.table, taken, 1, gpu, cpu, memory)
-        return _derived(self.table, gpu, cpu, memory)
+        rows = _hold(self.table, freed, -1, gpu, cpu, memory)
+        rows |= _hold(self.table, taken, 1, gpu, cpu, memory)
+        touched = np.array(sorted(rows), dtype=np.int64)
+        free = _derived(self.free.copy(), gpu, cpu, memory, touched)
+        return Columns(self.table, gpu, cpu, memory, free)
+
+    def with_states(self, nodes: Sequence[Node]) -> Columns | None:
+        """The columns after nodes changed their health, cordons or capacity.
+
+        Returns:
+            None when more than that changed: the columns must be built anew.
+
+        Cost: O(changed nodes) and a copy of the arrays.
+        """
+        table = self.table.with_states(nodes)
+        if table is None:
+            return None
+        touched = np.array(sorted({table.row_of[node.id] for node in nodes}), dtype=np.int64)
+        free = replace(self.free.copy(), table=table)
+        free = _derived(free, self.gpu_held, self.cpu_held, self.memory_held, touched)
+        return Columns(table, self.gpu_held, self.cpu_held, self.memory_held, free)
 
 
 def _hold(
@@ -228,31 +313,36 @@ def _hold(
     gpu: Ints,
     cpu: Ints,
     memory: Ints,
-) -> None:
+) -> set[int]:
+    """Add what tasks hold, or take it away; returns the rows that this touched."""
+    rows = set()
     for task in tasks:
         row = table.row_of.get(task.node_id)
         if row is None:
             continue
+        rows.add(row)
         cpu[row] += sign * task.cpu_milli
         memory[row] += sign * task.memory_mib
         for gpu_id in task.gpu_ids:
             where = table.gpu_at.get(gpu_id)
             if where is not None:  # a GPU that left its node is held by whoever had it
                 gpu[where] += sign * task.gpu_milli
+                rows.add(where[0])
+    return rows
 
 
-def _derived(table: NodeTable, gpu: Ints, cpu: Ints, memory: Ints) -> Columns:
-    free_gpu = np.where(table.gpu_open, np.maximum(WHOLE_GPU_MILLI - gpu, 0), 0)
-    entire = free_gpu == WHOLE_GPU_MILLI
-    whole = np.empty((len(table.models), len(table.nodes)), dtype=np.int64)
+def _derived(free: Free, gpu: Ints, cpu: Ints, memory: Ints, rows: Ints) -> Free:
+    """`free` with these rows worked out anew, in place, from what is held."""
+    table = free.table
+    left = np.where(table.gpu_open[rows], np.maximum(WHOLE_GPU_MILLI - gpu[rows], 0), 0)
+    entire = left == WHOLE_GPU_MILLI
+    model = table.gpu_model[rows]
+    free.gpu[rows] = left
+    free.milli[rows] = left.sum(axis=1)
+    free.entire[rows] = entire.sum(axis=1)
     for code in range(len(table.models)):
-        whole[code] = (entire & (table.gpu_model == code)).sum(axis=1)
-    free = Free(
-        table,
-        free_gpu,
-        free_gpu.sum(axis=1),
-        whole,
-        np.where(table.open, np.maximum(table.cpu - cpu, 0), 0),
-        np.where(table.open, np.maximum(table.memory - memory, 0), 0),
-    )
-    return Columns(table, gpu, cpu, memory, free)
+        free.whole[code, rows] = (entire & (model == code)).sum(axis=1)
+    is_open = table.open[rows]
+    free.cpu[rows] = np.where(is_open, np.maximum(table.cpu[rows] - cpu[rows], 0), 0)
+    free.memory[rows] = np.where(is_open, np.maximum(table.memory[rows] - memory[rows], 0), 0)
+    return free

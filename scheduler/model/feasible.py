@@ -7,20 +7,51 @@ proof, and everything that is not refused may wait.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from scheduler.model.job import JobShape, Topology
-from scheduler.model.node import Node
+from scheduler.model.node import Gpu, Node
 from scheduler.model.plan import Reason, ReasonCode
-from scheduler.model.quantity import Resources
+from scheduler.model.quantity import WHOLE_GPU_MILLI, Resources
 
 _UNITS = {"gpus": "gpus", "cpu_milli": "thousandths of a cpu", "memory_mib": "MiB of memory"}
 """Dimension -> how a message names its amount; in the order in which nodes are filtered."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What an empty node, or one NVLink domain of it, could give a shape.
+
+    Attributes:
+        gpus: acceptable GPUs of each model, since a task's GPUs are of one; for a shape that shares
+            GPUs, the shares that all of them hold, as one number.
+    """
+
+    gpus: tuple[int, ...]
+    cpu_milli: int
+    memory_mib: int
+
+    def largest(self, dimension: str) -> int:
+        """The most of a dimension in one piece."""
+        return max(self.gpus, default=0) if dimension == "gpus" else getattr(self, dimension)
+
+    def total(self, dimension: str) -> int:
+        """All there is of a dimension."""
+        return sum(self.gpus) if dimension == "gpus" else getattr(self, dimension)
+
+    def tasks(self, need: Resources) -> int:
+        """Tasks that fit, each with GPUs of one model."""
+        others = Resources(0, need.cpu_milli, need.memory_mib)
+        count = others.times_in(Resources(0, self.cpu_milli, self.memory_mib))
+        return min(count, sum(gpus // need.gpus for gpus in self.gpus)) if need.gpus else count
+
+
 def never_fits(shape: JobShape, nodes: Sequence[Node]) -> Reason | None:
     """The reason why `shape` cannot start even on empty `nodes`, or None when it could.
+
+    An elastic gang is judged by its smallest size.
 
     Args:
         shape: what the gang asks.
@@ -29,7 +60,8 @@ def never_fits(shape: JobShape, nodes: Sequence[Node]) -> Reason | None:
 
     Returns:
         A `NEVER_FITS` reason whose `dimension` is `gpus`, `cpu_milli`, `memory_mib` or `nodes`
-        (the gang as a whole needs more nodes), or None.
+        (the gang as a whole needs more nodes), or None. Numbers of a shape that shares GPUs are
+        in shares.
 
     Cost: O(nodes x GPUs per node); `same-nvlink` adds the domain search, O(GPUs**2) per node.
     """
@@ -44,49 +76,66 @@ def never_fits(shape: JobShape, nodes: Sequence[Node]) -> Reason | None:
             need=1,
         )
     offers = [_offer(shape, node) for node in pool]
-    reason = _models_missing(shape, offers) or _piece_too_big("task", shape.per_task, offers)
+    reason = _models_missing(shape, offers) or _piece_too_big(shape, "task", 1, offers)
     if reason is not None:
         return reason
     if shape.topology.one_node:
-        return _one_node_too_small(shape, pool)
+        return _one_node_too_small(shape, pool, offers)
     if shape.topology is Topology.SAME_RACK:
-        return _too_few(shape, _racks(shape, pool), "one rack")
+        return _too_few(shape, _racks(pool, offers), "one rack")
     return _too_few(shape, [offers], "all nodes together")
 
 
-def _acceptable(shape: JobShape, node: Node) -> frozenset[int]:
-    """Indexes of the node's GPUs that the shape accepts."""
-    return frozenset(
-        gpu.index for gpu in node.gpus if not shape.gpu_models or gpu.model in shape.gpu_models
+def _need(shape: JobShape) -> Resources:
+    """What one task takes of an offer: of a shared GPU, one share."""
+    if not shape.gpu_milli:
+        return shape.per_task
+    return Resources(1, shape.per_task.cpu_milli, shape.per_task.memory_mib)
+
+
+def _unit(shape: JobShape, dimension: str) -> str:
+    if dimension == "gpus" and shape.gpu_milli:
+        return f"shares of {shape.gpu_milli} thousandths of a gpu"
+    return _UNITS[dimension]
+
+
+def _offer(shape: JobShape, node: Node, gpus: Iterable[Gpu] | None = None) -> _Offer:
+    """What the empty node could give this shape, all its GPUs or these."""
+    models = Counter(
+        gpu.model
+        for gpu in (node.gpus if gpus is None else gpus)
+        if not shape.gpu_models or gpu.model in shape.gpu_models
     )
+    counts = tuple(models.values())
+    if shape.gpu_milli:
+        counts = (sum(counts) * (WHOLE_GPU_MILLI // shape.gpu_milli),)
+    return _Offer(counts, node.capacity.cpu_milli, node.capacity.memory_mib)
 
 
-def _offer(shape: JobShape, node: Node) -> Resources:
-    """What the empty node could give this shape."""
-    return replace(node.capacity, gpus=len(_acceptable(shape, node)))
-
-
-def _models_missing(shape: JobShape, offers: Sequence[Resources]) -> Reason | None:
+def _models_missing(shape: JobShape, offers: Sequence[_Offer]) -> Reason | None:
     """GPUs are asked, of named models, and nobody has one."""
-    if not shape.per_task.gpus or not shape.gpu_models or any(offer.gpus for offer in offers):
+    need = _need(shape) * shape.tasks
+    if not need.gpus or not shape.gpu_models or any(offer.largest("gpus") for offer in offers):
         return None
     return Reason(
         ReasonCode.NEVER_FITS,
         f"no node has a GPU of model {' or '.join(shape.gpu_models)} (dimension gpus)",
         dimension="gpus",
-        need=shape.total.gpus,
+        need=need.gpus,
     )
 
 
 def _piece_too_big(
-    asker: str, need: Resources, offers: Sequence[Resources], place: str = "node"
+    shape: JobShape, asker: str, tasks: int, offers: Sequence[_Offer], place: str = "node"
 ) -> Reason | None:
-    """`need` must sit in one piece of `offers`; names the first dimension that rules out all."""
+    """So many tasks must sit in one of `offers`; names the first dimension that rules out all."""
+    need = _need(shape) * tasks
     left = list(offers)
     passed: list[str] = []
-    for dimension, unit in _UNITS.items():
+    for dimension in _UNITS:
+        unit = _unit(shape, dimension)
         wanted = getattr(need, dimension)
-        largest = max(getattr(offer, dimension) for offer in left)
+        largest = max(offer.largest(dimension) for offer in left)
         if wanted > largest:
             among = f" that has enough {' and '.join(passed)}" if passed else ""
             return Reason(
@@ -95,51 +144,52 @@ def _piece_too_big(
                 f"(dimension {dimension})",
                 dimension=dimension,
                 need=wanted,
-                free=sum(getattr(offer, dimension) for offer in left),
+                free=sum(offer.total(dimension) for offer in left),
                 largest_block=largest,
             )
         if wanted:
-            left = [offer for offer in left if getattr(offer, dimension) >= wanted]
+            left = [offer for offer in left if offer.largest(dimension) >= wanted]
             if len(left) < len(offers):
                 passed.append(dimension)
     return None
 
 
-def _one_node_too_small(shape: JobShape, pool: Sequence[Node]) -> Reason | None:
+def _one_node_too_small(
+    shape: JobShape, pool: Sequence[Node], offers: Sequence[_Offer]
+) -> Reason | None:
     """The gang must sit on one node, for `same-nvlink` inside one of its NVLink domains."""
     asker = f"the gang of {shape.tasks} tasks with topology {shape.topology}"
-    if shape.topology is Topology.SAME_NVLINK and shape.per_task.gpus:
-        offers = [
-            replace(node.capacity, gpus=size)
-            for node in pool
-            for size in _domain_sizes(shape, node)
-        ]
-        return _piece_too_big(asker, shape.total, offers, place="NVLink domain of a node")
-    return _piece_too_big(asker, shape.total, [_offer(shape, node) for node in pool])
+    if shape.topology is Topology.SAME_NVLINK and _need(shape).gpus:
+        inside = [offer for node in pool for offer in _domains(shape, node)]
+        return _piece_too_big(shape, asker, shape.tasks, inside, place="NVLink domain of a node")
+    return _piece_too_big(shape, asker, shape.tasks, offers)
 
 
-def _domain_sizes(shape: JobShape, node: Node) -> list[int]:
-    """Acceptable GPUs in each NVLink domain of the node; without link data each is alone."""
-    acceptable = _acceptable(shape, node)
-    sizes = [len(domain & acceptable) for domain in node.links.domains()]
-    return sizes or [1] * len(acceptable) or [0]
+def _domains(shape: JobShape, node: Node) -> list[_Offer]:
+    """What each NVLink domain of the node offers; without link data each GPU is alone."""
+    domains = node.links.domains() or [frozenset({gpu.index}) for gpu in node.gpus]
+    return [
+        _offer(shape, node, [gpu for gpu in node.gpus if gpu.index in domain])
+        for domain in domains or [frozenset()]
+    ]
 
 
-def _racks(shape: JobShape, pool: Sequence[Node]) -> list[list[Resources]]:
+def _racks(pool: Sequence[Node], offers: Sequence[_Offer]) -> list[list[_Offer]]:
     """Offers by rack; a node whose rack is unknown shares it with nobody."""
-    racks: dict[str, list[Resources]] = {}
-    alone: list[list[Resources]] = []
-    for node in pool:
+    racks: dict[str, list[_Offer]] = {}
+    alone: list[list[_Offer]] = []
+    for node, offer in zip(pool, offers, strict=True):
         if node.rack:
-            racks.setdefault(node.rack, []).append(_offer(shape, node))
+            racks.setdefault(node.rack, []).append(offer)
         else:
-            alone.append([_offer(shape, node)])
+            alone.append([offer])
     return [*racks.values(), *alone]
 
 
-def _too_few(shape: JobShape, groups: Sequence[Sequence[Resources]], where: str) -> Reason | None:
+def _too_few(shape: JobShape, groups: Sequence[Sequence[_Offer]], where: str) -> Reason | None:
     """No group of nodes holds all tasks at once, though each task alone fits some node."""
-    rooms = [sum(shape.per_task.times_in(offer) for offer in group) for group in groups]
+    need = _need(shape)
+    rooms = [sum(offer.tasks(need) for offer in group) for group in groups]
     room = max(rooms)
     if room >= shape.tasks:
         return None
@@ -154,25 +204,31 @@ def _too_few(shape: JobShape, groups: Sequence[Sequence[Resources]], where: str)
             free=room,
             largest_block=room,
         )
-    unit, per_task = _UNITS[dimension], getattr(shape.per_task, dimension)
-    amounts = [getattr(offer, dimension) for offer in best]
+    unit, per_task = _unit(shape, dimension), getattr(need, dimension)
+    total = sum(offer.total(dimension) for offer in best)
     return Reason(
         ReasonCode.NEVER_FITS,
         f"the gang asks {shape.tasks} tasks x {per_task} {unit} = {shape.tasks * per_task}; "
-        f"{where} can hold {room} such tasks, of {sum(amounts)} {unit} (dimension {dimension})",
+        f"{where} can hold {room} such tasks, of {total} {unit} (dimension {dimension})",
         dimension=dimension,
         need=shape.tasks * per_task,
-        free=sum(amounts),
-        largest_block=max(amounts),
+        free=total,
+        largest_block=max(offer.largest(dimension) for offer in best),
     )
 
 
-def _limiting(shape: JobShape, offers: Sequence[Resources]) -> str | None:
+def _limiting(shape: JobShape, offers: Sequence[_Offer]) -> str | None:
     """The dimension that alone admits too few tasks, scarcest first; None when only all do."""
+    need = _need(shape)
+    alone = {
+        "gpus": Resources(gpus=need.gpus),
+        "cpu_milli": Resources(cpu_milli=need.cpu_milli),
+        "memory_mib": Resources(memory_mib=need.memory_mib),
+    }
     rooms = {
-        dimension: sum(getattr(offer, dimension) // need for offer in offers)
-        for dimension in _UNITS
-        if (need := getattr(shape.per_task, dimension)) > 0
+        dimension: sum(offer.tasks(only) for offer in offers)
+        for dimension, only in alone.items()
+        if getattr(need, dimension) > 0
     }
     scarce = min(rooms, key=rooms.__getitem__, default=None)
     return scarce if scarce is not None and rooms[scarce] < shape.tasks else None

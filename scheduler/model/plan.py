@@ -82,6 +82,8 @@ class ReasonCode(StrEnum):
     FRAGMENTED = "fragmented"
     WAITING_TOPOLOGY = "waiting-topology"
     WAITING_GANG = "waiting-gang"
+    WAITING_QUOTA = "waiting-quota"
+    RESERVED_HEADROOM = "reserved-headroom"
     BEHIND_PRIORITY = "behind-priority"
     HELD = "held"
     BACKOFF = "backoff"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +15,21 @@ from scheduler.simulator.workload import Arrivals
 
 BINS = 200
 """Points of a curve over time."""
+BOUND = -1
 _CDF_POINTS = 160
 _PROVEN_BELOW = 1e-6
 _NEARLY_ALL = 0.995
+_CROWDED, _FULL = 60.0, 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One line of a plot; `x` and `y` have the same shape, `x` ascends."""
+    """One line of a plot; `x` and `y` have the same shape, `x` ascends.
 
+    `place` is that of the policy among all, which says its colour; `BOUND` for the bound.
+    """
+
+    place: int
     name: str
     x: Floats
     y: Floats
@@ -39,17 +46,18 @@ def utilization(study: Study) -> list[Curve]:
     days = _days(edges)
     curves = [
         Curve(
-            run.result.policy,
+            place,
+            study.runs[place].result.policy,
             days,
             mean_height(one.useful_from, one.useful_to, one.run_gpus, edges) / study.gpus_total,
         )
-        for run, one in zip(study.runs, runs, strict=True)
+        for place, one in enumerate(runs)
     ]
     jobs = [job for job in study.workload.jobs if job.gpus <= study.gpus_total]
     if jobs:
         times, work = work_by(jobs, study.gpus_total)
         rate = np.diff(np.interp(edges, times, work)) / np.diff(edges)
-        curves.append(Curve("bound", days, rate / study.gpus_total))
+        curves.append(Curve(BOUND, "bound", days, rate / study.gpus_total))
     return curves
 
 
@@ -58,18 +66,18 @@ def waiting(study: Study) -> list[Curve]:
     runs = [arrays_of(run.result) for run in study.runs]
     edges = _edges(study, runs)
     found = []
-    for run in study.runs:
+    for place, run in enumerate(study.runs):
         at = np.array([cycle.at_s for cycle in run.result.cycles])
         number = np.array([0.0, *(float(cycle.waiting) for cycle in run.result.cycles)])
         last = np.searchsorted(at, edges[1:], side="right")
-        found.append(Curve(run.result.policy, _days(edges), number[last]))
+        found.append(Curve(place, run.result.policy, _days(edges), number[last]))
     return found
 
 
 def wait_distribution(study: Study) -> list[Curve]:
     """Share of completed jobs that waited at most so many seconds (at least 1, for a log axis)."""
     found = []
-    for run in study.runs:
+    for place, run in enumerate(study.runs):
         arrays = arrays_of(run.result)
         waits = np.sort((arrays.end - arrays.submit - arrays.duration)[arrays.completed])
         if not waits.size:
@@ -77,15 +85,19 @@ def wait_distribution(study: Study) -> list[Curve]:
         longest = max(10.0, float(waits[-1]))
         x = np.geomspace(1.0, longest, _CDF_POINTS)
         share = np.searchsorted(waits, x, side="right") / waits.size
-        found.append(Curve(run.result.policy, x, share))
+        found.append(Curve(place, run.result.policy, x, share))
     return found
 
 
 def gaps(study: Study) -> list[Curve]:
     """Largest proven gap of the decisions in each stretch of time; proven optima at 1e-6."""
     found = []
-    for run in study.runs:
-        bounded = [cycle for cycle in run.result.cycles if cycle.gap is not None]
+    timed = study.workload.arrivals is Arrivals.TIMED
+    until = _edges(study, [arrays_of(run.result) for run in study.runs])[-1] if timed else math.inf
+    for place, run in enumerate(study.runs):
+        bounded = [
+            cycle for cycle in run.result.cycles if cycle.gap is not None and cycle.at_s <= until
+        ]
         if not bounded:
             continue
         at = np.array([cycle.at_s for cycle in bounded])
@@ -94,23 +106,34 @@ def gaps(study: Study) -> list[Curve]:
             parts = np.array_split(np.arange(len(at)), BINS)
             at = np.array([at[part[-1]] for part in parts])
             gap = np.array([gap[part].max() for part in parts])
-        scale = 1.0 if run.result.arrivals is Arrivals.REPLAY else 86_400.0
-        found.append(Curve(run.result.policy, at / scale, np.maximum(gap, _PROVEN_BELOW)))
+        found.append(
+            Curve(
+                place,
+                run.result.policy,
+                at / 86_400.0 if timed else at,
+                np.maximum(gap, _PROVEN_BELOW),
+            )
+        )
     return found
 
 
 def allocation(study: Study) -> list[Curve]:
-    """Replays: GPUs held over what was asked for so far, both in per cent; the bound last."""
+    """Replays: GPUs held over what was asked for so far, both in per cent; the bound last.
+
+    From where the cluster gets crowded on, if it does.
+    """
     asked = np.cumsum([job.total_milli for job in study.workload.jobs]) / WHOLE_GPU_MILLI
     arrived = 100 * asked / study.gpus_total
-    places = np.unique(np.linspace(0, len(arrived) - 1, BINS).astype(np.intp))
+    # Before the cluster fills up, nothing tells one policy from another.
+    start = int(np.searchsorted(arrived, _CROWDED)) if arrived[-1] > _FULL else 0
+    places = np.unique(np.linspace(start, len(arrived) - 1, BINS).astype(np.intp))
     found = []
-    for run in study.runs:
+    for place, run in enumerate(study.runs):
         gpus = np.array([job.gpus for job in run.result.jobs])
         started = np.array([job.first_start_s is not None for job in run.result.jobs])
         held = 100 * np.cumsum(gpus * started) / study.gpus_total
-        found.append(Curve(run.result.policy, arrived[places], held[places]))
-    found.append(Curve("bound", arrived[places], np.minimum(arrived, 100.0)[places]))
+        found.append(Curve(place, run.result.policy, arrived[places], held[places]))
+    found.append(Curve(BOUND, "bound", arrived[places], np.minimum(arrived, 100.0)[places]))
     return found
 
 

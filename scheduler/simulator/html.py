@@ -45,15 +45,16 @@ dl { display: flex; flex-wrap: wrap; gap: 6px 28px; margin: 14px 0 20px; padding
 dt { color: var(--dim); font-size: 12px; } dd { margin: 0; font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr));
   gap: 16px; margin: 20px 0; }
-figure { margin: 0; padding: 14px 16px 10px; background: var(--card); border: 1px solid
-  var(--edge); border-radius: 10px; } figure p { font-size: 13px; }
+figure { margin: 0; max-width: 760px; padding: 14px 16px 10px; background: var(--card);
+  border: 1px solid var(--edge); border-radius: 10px; } figure p { font-size: 13px; }
 svg { display: block; width: 100%; height: auto; margin-top: 8px; }
 svg .hover:hover { fill-opacity: 0.12; }
 .legend { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 4px 18px;
   padding: 8px 0; background: var(--paper); border-bottom: 1px solid var(--edge); font-size: 13px; }
 .legend span { display: inline-flex; align-items: center; gap: 7px; }
 .legend svg { width: 28px; height: 10px; margin: 0; }
-.scroll { overflow-x: auto; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 64px; align-items: flex-start; }
+.scroll { overflow-x: auto; } section { max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 5px 14px 5px 0; text-align: right; border-bottom: 1px solid var(--edge);
   white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
@@ -81,9 +82,10 @@ def page(study: Study) -> str:
             _head(study),
             _legend(policies),
             f'<div class="charts">{"".join(_charts(study))}</div>',
+            '<div class="tables">',
             _figures(study),
             _sizes(study) if study.workload.arrivals is Arrivals.REPLAY else _tenants(study),
-            _notes(study),
+            f"</div>{_notes(study)}",
             "</body></html>\n",
         )
     )
@@ -108,12 +110,12 @@ def _head(study: Study) -> str:
 
 
 def _legend(policies: list[str]) -> str:
-    keys = [*policies, "bound"]
+    keys = [*enumerate(policies), (curves.BOUND, "bound")]
     items = "".join(
         '<span><svg viewBox="0 0 28 10" aria-hidden="true">'
-        f'<line {svg.stroke(name, place)} x1="0" x2="28" y1="5" y2="5"/></svg>'
+        f'<line {svg.stroke(place)} x1="0" x2="28" y1="5" y2="5"/></svg>'
         f"{escape(name)}</span>"
-        for place, name in enumerate(keys)
+        for place, name in keys
     )
     return f'<div class="legend" aria-label="Legend">{items}</div>'
 
@@ -201,8 +203,8 @@ def _gap_chart(study: Study, across: svg.Axis) -> list[str]:
 def _allocation_chart(study: Study) -> str:
     title = "GPUs allocated as tasks arrive"
     about = "Both in per cent of the cluster's GPUs; above 100 % more is asked for than there is."
-    asked = svg.Axis("GPUs asked for so far, %", low=0.0)
-    held = svg.Axis("GPUs allocated, %", low=0.0, high=100.0)
+    asked = svg.Axis("GPUs asked for so far, %")
+    held = svg.Axis("GPUs allocated, %", high=100.0)
     return _card(title, about, svg.line_chart(title, about, curves.allocation(study), asked, held))
 
 

@@ -20,6 +20,7 @@ from scheduler.simulator.workload import Arrivals
 API_VERSION = "haversack.dev/v1alpha1"
 KIND = "SimulationReport"
 
+_OF_TIMED_RUNS = ("completed", "restarts", "lost_gpu_hours")
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3_600.0, 86_400.0
 
 
@@ -72,11 +73,12 @@ FIGURES = (
 
 
 def figures_of(run: Evaluation) -> dict[str, float | int | None]:
-    """All deterministic figures of a run by name."""
+    """All deterministic figures of a run by name; those a replay has no use for are None."""
     fairness = {name: value for name, value in asdict(run.fairness).items() if name != "tenants"}
+    found = {**asdict(run.metrics), **fairness}
     if run.result.arrivals is Arrivals.REPLAY:
-        fairness = dict.fromkeys(fairness)
-    return {**asdict(run.metrics), **fairness}
+        found.update(dict.fromkeys((*fairness, *_OF_TIMED_RUNS)))
+    return found
 
 
 def document(study: Study, *, timing: bool = True) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from html import escape
 
 import numpy as np
 
-from scheduler.simulator.curves import Curve
+from scheduler.simulator.curves import BOUND, Curve
 
 WIDTH, HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 22, 12, 40
 _TICKS = 6
 _TOOLTIPS = 60
-_BOUND = "bound"
 
 # Okabe and Ito's colours, told apart by colour-blind readers; dashes tell the ninth from the first.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f3c8d", "#555555")
@@ -83,9 +82,9 @@ def colour(place: int) -> str:
     return PALETTE[place % len(PALETTE)]
 
 
-def stroke(name: str, place: int) -> str:
+def stroke(place: int) -> str:
     """Attributes that draw a line of the series at `place`; the bound is a thick grey one."""
-    if name == _BOUND:
+    if place == BOUND:
         return 'class="bound" fill="none" stroke="#888888" stroke-width="3" stroke-opacity="0.6"'
     dash = _DASHES[place // len(PALETTE) % len(_DASHES)]
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
@@ -99,13 +98,17 @@ def line_chart(title: str, about: str, curves: Sequence[Curve], x: Axis, y: Axis
     """A chart of `curves`, the bound beneath the others. O(points)."""
     if not curves:
         raise ValueError("a chart needs a curve")
-    across = _scale(x, [curve.x for curve in curves], _LEFT, WIDTH - _RIGHT)
+    across = _scale(x, [curve.x for curve in curves], _LEFT, WIDTH - _RIGHT, tight=True)
     up = _scale(y, [curve.y for curve in curves], HEIGHT - _BOTTOM, _TOP)
-    drawn = sorted(enumerate(curves), key=lambda item: item[1].name != _BOUND)
     parts = [_open(title, about), _grid(across, up, x, y)]
     parts += [
-        f'<polyline {stroke(curve.name, place)} points="{_points(curve, across, up)}"/>'
-        for place, curve in drawn
+        f'<polygon fill="#888888" fill-opacity="0.14" points="{_area(curve, across, up)}"/>'
+        for curve in curves
+        if curve.place == BOUND
+    ]
+    parts += [
+        f'<polyline {stroke(curve.place)} points="{_points(curve, across, up)}"/>'
+        for curve in sorted(curves, key=lambda curve: curve.place)
     ]
     parts += [_tooltips(curves, across, x, y), "</svg>"]
     return "".join(parts)
@@ -161,7 +164,9 @@ def _open(title: str, about: str, height: int = HEIGHT) -> str:
     )
 
 
-def _scale(axis: Axis, data: Sequence[np.ndarray], start: float, end: float) -> _Scale:
+def _scale(
+    axis: Axis, data: Sequence[np.ndarray], start: float, end: float, *, tight: bool = False
+) -> _Scale:
     values = np.concatenate([part[np.isfinite(part)] for part in data])
     low = axis.low if axis.low is not None else float(values.min(initial=math.inf))
     high = axis.high if axis.high is not None else float(values.max(initial=-math.inf))
@@ -170,7 +175,7 @@ def _scale(axis: Axis, data: Sequence[np.ndarray], start: float, end: float) -> 
     if axis.log:
         low = 10.0 ** math.floor(math.log10(max(low, 1e-12)))
         high = max(10.0 ** math.ceil(math.log10(max(high, 1e-12))), low * 10)
-    elif axis.high is None:
+    elif axis.high is None and not tight:
         step = _nice(max(high - low, 1e-9) / _TICKS)
         high = step * max(math.ceil(high / step), math.floor(low / step) + 1)
     return _Scale(low, max(high, low + 1e-9), axis.log, start, end, axis.ticks)
@@ -226,6 +231,12 @@ def _points(curve: Curve, across: _Scale, up: _Scale) -> str:
         f"{across.at(float(x)):.1f},{up.at(float(y)):.1f}"
         for x, y in zip(curve.x, curve.y, strict=True)
     )
+
+
+def _area(curve: Curve, across: _Scale, up: _Scale) -> str:
+    """The curve's points, closed along the bottom of the chart."""
+    first, last = (across.at(float(curve.x[place])) for place in (0, -1))
+    return f"{first:.1f},{up.start:.1f} {_points(curve, across, up)} {last:.1f},{up.start:.1f}"
 
 
 def _tooltips(curves: Sequence[Curve], across: _Scale, x: Axis, y: Axis) -> str:

@@ -181,7 +181,7 @@ gpus = Table(
     # Fixed leaf slots of the GPU; a whole GPU takes them all. 1 until GPUs are shared.
     Column("leaves", Integer, nullable=False),
     Column("version", BigInteger, nullable=False),
-    Column("revision", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False, index=True),
     CheckConstraint("leaves >= 1", name="leaves"),
 )
 

@@ -73,6 +73,35 @@ def test_a_warm_worker_answers_again_and_again() -> None:
     run(host(), story)
 
 
+def test_a_worker_is_fed_while_it_still_starts() -> None:
+    async def story(solver: SolverProcess) -> None:
+        await solver.start()
+        await solver.feed(FULL, lambda: FULL)
+        result = await solver.decide(
+            SnapshotDelta(FULL.revision, FULL.revision),
+            lambda: pytest.fail("it has the whole snapshot"),
+            policy="priority-age",
+            effort=Effort(),
+            now=NOW,
+            seed=0,
+            hard_limit_s=LONG_S,
+        )
+        assert result.plan is not None
+        assert (result.plan.snapshot_revision, solver.restarts) == (FULL.revision, 0)
+
+    run(host(), story)
+
+
+def test_feeding_a_worker_that_dies_at_its_start_starts_no_other() -> None:
+    async def story(solver: SolverProcess) -> None:
+        await solver.start()
+        whole = SnapshotDelta(0, 1, nodes=tuple(make_node(f"n{i}") for i in range(2_000)))
+        await solver.feed(whole, lambda: whole)
+        assert solver.restarts == 0
+
+    run(SolverProcess(arguments=("--no-such-option",)), story)
+
+
 def test_deltas_are_fed_and_a_gap_is_bridged_with_the_whole() -> None:
     async def story(solver: SolverProcess) -> None:
         await ask(solver)

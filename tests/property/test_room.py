@@ -13,10 +13,10 @@ from support.rooms import gang, random_cluster, random_shape, room_of
 
 from scheduler.allocation.gangs import Gang, gang_of
 from scheduler.allocation.gpu_choice import placement_of
-from scheduler.allocation.kinds import UNBOUNDED
 from scheduler.allocation.room import Loads, Room
 from scheduler.allocation.worth import Worth
 from scheduler.model.columns import Columns, Free, rack_label
+from scheduler.model.counting import UNBOUNDED
 from scheduler.model.job import Topology, Worker
 from scheduler.model.node import Node
 from scheduler.model.plan import TaskPlacement
@@ -86,9 +86,7 @@ def check_loads(what: Gang, loads: Loads, snapshot: Snapshot, room: Room, before
             assert len({int(room.table.gpu_domain[load.row, gpu]) for gpu in load.gpus}) <= 1
     assert all(milli <= before.gpu[where] for where, milli in drawn.items())
     for task in tasks_of(room, snapshot, what, loads):
-        models = {
-            gpu.model for gpu in snapshot.nodes[task.node_id].gpus if gpu.id in task.gpu_ids
-        }
+        models = {gpu.model for gpu in snapshot.nodes[task.node_id].gpus if gpu.id in task.gpu_ids}
         assert len(models) <= 1
         assert len(task.gpu_ids) == (1 if shape.gpu_milli else shape.per_task.gpus)
 

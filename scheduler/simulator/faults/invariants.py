@@ -365,7 +365,7 @@ def one_key_one_job(now: State) -> Iterator[str]:
 
 def mutations_are_audited(now: State) -> Iterator[str]:
     """I16: one audit row per mutation, in an unbroken chain."""
-    tally = now.tally
+    tally, memory = now.tally, now.memory
     for row in now.news.audit:
         tally.audits[row.action, row.object_id] += 1
         columns = {name: getattr(row, name) for name in row._fields if name != "hash"}
@@ -374,18 +374,20 @@ def mutations_are_audited(now: State) -> Iterator[str]:
             yield f"the audit chain breaks at {row.action} {row.object_id}"
     if tally.hash != now.books.audit_hash:
         yield "the audit chain does not end at its head"
+    touched = {row.object_id for row in now.news.audit} | memory.touched
     for job in now.books.jobs.values():
-        yield from _counted(now, "jobs.submit", job.id, ("submit",), job.name)
-        for verb in ("cancel", "hold", "release", "requeue"):
-            yield from _counted(now, f"jobs.{verb}", job.id, (verb,), job.id)
-    for place in now.books.places:
+        if job.id in touched or job.name in touched:
+            yield from _counted(now, "jobs.submit", job.id, ("submit",), job.name)
+            for verb in ("cancel", "hold", "release", "requeue"):
+                yield from _counted(now, f"jobs.{verb}", job.id, (verb,), job.id)
+    for place in touched & now.books.places.keys():
         kind = "nodes" if place in now.world.hosts else "gpus"
         yield from _counted(now, f"{kind}.cordon", place, ("cordon", "uncordon"), place)
-    moved = Counter((row.event, row.job_id) for row in now.news.moves)
-    for (event, job_id), _ in moved.items():
-        action = _AUDITED.get(event)
-        if action is not None and not tally.audits[action, job_id]:
-            yield f"{job_id}: {event} without an audit row"
+    memory.touched.clear()
+    for moved in now.news.moves:
+        action = _AUDITED.get(moved.event)
+        if action is not None and not tally.audits[action, moved.job_id]:
+            yield f"{moved.job_id}: {moved.event} without an audit row"
 
 
 def _counted(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
+
+import structlog
 
 from scheduler import failpoints
 from scheduler.failpoints import FailpointError
@@ -28,6 +31,8 @@ from scheduler.simulator.faults.world import Host, World
 from scheduler.virtual import parse_virtual
 
 FAULTS_MIN = 3
+STORM_SHARE = 0.6
+"""Part of the steps after which the faults stop for the first time."""
 JOBS_MAX = 16
 SETTLE_S = 3_600.0
 CLUSTERS = ("3x2:H100", "2x4:H100,1x2:A100", "4x2:A100", "5x2:L4", "1x4:H100,2x2:T4")
@@ -40,6 +45,7 @@ class Result:
     Attributes:
         invariant: the one that was broken, or "".
         message: how.
+        steps_min: steps that were asked for.
         steps: things that happened, each followed by a check of all invariants.
         fired: faults by kind.
         settled_s: virtual seconds from the last fault until every job had settled.
@@ -47,6 +53,7 @@ class Result:
     """
 
     seed: int
+    steps_min: int
     invariant: str
     message: str
     steps: int
@@ -59,6 +66,12 @@ class Result:
         """Equal for equal runs, to the last bit of the trace."""
         return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
 
+    def replay(self, bug: str | None = None) -> str:
+        """The command that plays it again and prints the trace."""
+        planted = f" --bug {bug}" if bug else ""
+        steps = f"--seed {self.seed} --steps {self.steps_min}"
+        return f"python -m scheduler.simulator.faults {steps}{planted}"
+
 
 class Rig:
     """What schedules of one process share: the disk, and a folder for plans that were rejected."""
@@ -68,22 +81,25 @@ class Rig:
         self.disk = Disk()
         self.rejected_plans = Path(self._folder.name)
 
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+        self.disk.close()
+
     def play(self, seed: int, steps: int = 200) -> Result:
         """Play one schedule on a blank database."""
         self.disk.reset()
         loop = VirtualLoop()
         loop.set_exception_handler(lambda _loop, _context: None)
-        with _failpoints():
+        with _failpoints(), _silence():
             try:
                 schedule = Schedule(seed, steps, self, loop)
                 loop.run_until_complete(schedule.play())
             finally:
                 _wind_up(loop)
         return schedule.result()
-
-    def close(self) -> None:
-        """Remove the folder."""
-        self._folder.cleanup()
 
 
 @contextmanager
@@ -94,6 +110,23 @@ def _failpoints() -> Iterator[None]:
         yield
     finally:
         failpoints.hit = real
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The daemon's log says nothing: hundreds of daemons fail here as they should."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), processors=[_drop]
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def _drop(_logger: object, _method: str, _event: structlog.types.EventDict) -> NoReturn:
+    raise structlog.DropEvent
 
 
 def _at_point(name: str) -> None:
@@ -152,6 +185,7 @@ class Schedule:
         invariant, message = self._broken or ("", "")
         return Result(
             self._seed,
+            self._steps_min,
             invariant,
             message,
             len(self._trace),
@@ -220,10 +254,14 @@ class Schedule:
 
     async def _storm_then_settle(self) -> None:
         chance = self._chance
+        enough = int(STORM_SHARE * self._steps_min)
         while len(self._trace) < self._steps_min or chance.fired.total() < FAULTS_MIN:
-            await asyncio.sleep(chance.wait_s(0.8))
-            chance.pick(self._actions)()
-        await self._settle()
+            while len(self._trace) < enough or chance.fired.total() < FAULTS_MIN:
+                await asyncio.sleep(chance.wait_s(0.8))
+                chance.pick(self._actions)()
+            await self._settle()
+            chance.calm = False
+            enough = self._steps_min
 
     @property
     def _actions(self) -> list[Callable[[], None]]:

@@ -109,6 +109,12 @@ class Disk:
         self._blank.backup(self.driver)
         self.forget_memories()
 
+    def close(self) -> None:
+        """Close both databases."""
+        self.engine.dispose()
+        self.driver.close()
+        self._blank.close()
+
     def forget_memories(self) -> None:
         """Drop what a daemon remembers with its connection: a new daemon opens a new one."""
         with self.engine.connect() as connection:

@@ -83,6 +83,7 @@ class Memory:
         held: jobs whose hold was answered with ok, and nobody tried to let go since.
         trespasses: answers that a stranger should never have had.
         changes: rises with every change of anything here.
+        touched: objects of answers since the invariants were last checked.
     """
 
     submissions: dict[str, Submission] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class Memory:
     held: set[JobId] = field(default_factory=set)
     trespasses: list[str] = field(default_factory=list)
     changes: int = 0
+    touched: set[str] = field(default_factory=set)
 
     def send(self, action: str, target: str) -> None:
         """Count one request."""
@@ -101,6 +103,7 @@ class Memory:
     def note(self, action: str, target: str, told: Told) -> None:
         """Count one answer."""
         self.changes += 1
+        self.touched.add(target)
         self.told[action, target, told] += 1
 
     def at_least(self, action: str, target: str) -> int:

@@ -120,7 +120,7 @@ class World:
         self.changes = 0
         self._chance = chance
         self._clock = clock
-        self._step = step
+        self.step = step
         self._watchers: dict[int, Callable[[AttemptId], None]] = {}
         self._forgotten: set[AttemptId] = set()
 
@@ -323,7 +323,7 @@ class World:
 
     def _happened(self, what: str) -> None:
         self.changes += 1
-        self._step(what)
+        self.step(what)
 
     def _later(self, delay_s: float, call: Callable[..., object], *arguments: object) -> None:
         asyncio.get_running_loop().call_later(delay_s, call, *arguments)
@@ -345,6 +345,11 @@ class HostExecutor:
 
     def launch(self, order: LaunchOrder) -> Receipt:
         """As `World.launch`, unless a fault strikes."""
+        receipt = self._launch(order)
+        self._world.step(f"launch of {order.attempt_id}: {receipt.outcome}")
+        return receipt
+
+    def _launch(self, order: LaunchOrder) -> Receipt:
         chance, world, who = self._chance, self._world, order.attempt_id
         self._may_raise(who)
         fresh = who not in world.runs and who not in world.tombstones
@@ -363,6 +368,11 @@ class HostExecutor:
 
     def stop(self, order: StopOrder) -> Receipt:
         """As `World.stop`, unless a fault strikes."""
+        receipt = self._stop(order)
+        self._world.step(f"stop of {order.attempt_id}: {receipt.outcome}")
+        return receipt
+
+    def _stop(self, order: StopOrder) -> Receipt:
         chance, who = self._chance, order.attempt_id
         self._may_raise(who)
         if chance.strikes(Fault.STOP_LOST, 0.25, who):
@@ -376,7 +386,9 @@ class HostExecutor:
     def observe(self, attempt_id: AttemptId) -> AttemptObservation:
         """As `World.observe`."""
         self._may_raise(attempt_id)
-        return self._world.observe(attempt_id)
+        seen = self._world.observe(attempt_id)
+        self._world.step(f"look at {attempt_id}: {seen.phase}")
+        return seen
 
     def watch(self, attempt_id: AttemptId, changed: Changed) -> None:
         """Call `changed` at news of the attempt, and at once if there is any already."""

@@ -2,10 +2,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from support.clock import ManualClock
+from support.store import insert_job, job_row
 
 from scheduler.errors import ConfigurationError
 from scheduler.settings import StoreSettings
@@ -87,6 +89,21 @@ def test_opening_again_changes_nothing(store_settings: StoreSettings) -> None:
         seen.append(database.read_sync(generation))
         database.close()
     assert seen[0] == seen[1]
+
+
+def test_an_older_schema_is_brought_up_and_keeps_its_rows(store_settings: StoreSettings) -> None:
+    def look(tx: Transaction) -> tuple[object, object]:
+        return _indexes(tx.connection), job_row(tx, "j-0")
+
+    database = Database.open(store_settings, clock=ManualClock())
+    database.write_sync(lambda tx: insert_job(tx, "j-0"))
+    before = database.read_sync(look)
+    database.write_sync(lambda tx: command.downgrade(schema.alembic_config(tx.connection), "0001"))
+    assert database.read_sync(look)[0] != before[0]
+    database.close()
+    database = Database.open(store_settings, clock=ManualClock())
+    assert database.read_sync(look) == before
+    database.close()
 
 
 def test_a_newer_schema_is_refused(store_settings: StoreSettings) -> None:

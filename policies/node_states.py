@@ -35,6 +35,12 @@ class NodeStates:
         """The states with less CPU and memory; with more for negative amounts."""
         return NodeStates(self.row, self.cpu - cpu_milli, self.memory - memory_mib, self.gpu)
 
+    def at(self, indexes: Ints) -> NodeStates:
+        """The states at `indexes`."""
+        return NodeStates(
+            self.row[indexes], self.cpu[indexes], self.memory[indexes], self.gpu[indexes]
+        )
+
     def after_whole(self, worker: Worker) -> NodeStates:
         """The states after a worker with whole GPUs, or none, which fits everywhere.
 
@@ -64,7 +70,11 @@ class NodeStates:
         source, which = good.nonzero()
         gpu = self.gpu[source]
         gpu[np.arange(source.size), which] -= gpu_milli
-        return NodeStates(self.row[source], self.cpu[source], self.memory[source], gpu), source, which
+        return (
+            NodeStates(self.row[source], self.cpu[source], self.memory[source], gpu),
+            source,
+            which,
+        )
 
 
 def lowest_of_each(loss: Floats, source: Ints, states: int) -> tuple[Floats, Ints]:

@@ -11,28 +11,27 @@ from scheduler.model.snapshot import Snapshot
 
 
 class RandomFit:
-    """Nodes and GPUs by lot, drawn anew for each decision from seed and revision."""
+    """Nodes and GPUs by lot, drawn anew for each decision from its seed and revision."""
 
     name = "random"
 
     def on(self, free: Free, snapshot: Snapshot, seed: int) -> Scoring:
-        """The lots of one decision; each node draws once, so nodes with room are equally likely."""
-        rng = np.random.default_rng((seed, snapshot.revision))
-        return _RandomFit(free, rng.random(free.cpu.size), rng.random(free.gpu.shape))
+        """The lots of one decision."""
+        return _RandomFit(free, np.random.default_rng((seed, snapshot.revision)))
 
 
 class _RandomFit:
-    def __init__(self, free: Free, node_lots: Floats, gpu_lots: Floats) -> None:
+    """A node draws when it is asked for: at first, and again when work was put on it."""
+
+    def __init__(self, free: Free, rng: np.random.Generator) -> None:
         self._free = free
-        self._node_lots = node_lots
-        self._gpu_lots = gpu_lots
+        self._rng = rng
 
     def rows(self, worker: Worker, rows: Ints) -> Floats:
         """(len(rows),) lots."""
         del worker
-        return self._node_lots[rows]
+        return self._rng.random(rows.size)
 
     def gpu(self, worker: Worker, row: int) -> int:
-        """The GPU with the lowest lot among those with room."""
-        room = self._free.gpu[row] >= worker.gpu_milli
-        return int(np.argmin(np.where(room, self._gpu_lots[row], 1.0)))
+        """Any GPU with room."""
+        return int(self._rng.choice((self._free.gpu[row] >= worker.gpu_milli).nonzero()[0]))

@@ -121,9 +121,7 @@ class TypicalMix:
         """The mix with each share times its (K,) `weight`; shares sum to 1 again."""
         share = self.share * weight
         share /= max(share.sum(), np.finfo(np.float64).tiny)
-        return TypicalMix(
-            self.footprints, share, self.gpus, self.gpu_milli, self.cpu, self.memory
-        )
+        return TypicalMix(self.footprints, share, self.gpus, self.gpu_milli, self.cpu, self.memory)
 
 
 def _key(what: Footprint) -> tuple[object, ...]:

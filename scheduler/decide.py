@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.allocation import knapsack
+from scheduler.allocation.bins import Packing, best_greedy, by_density, pack, place, worth
 from scheduler.allocation.coarse import coarsened
 from scheduler.allocation.explain import explain
 from scheduler.allocation.feasibility import Problem, problem_of
-from scheduler.allocation.bins import place
-from scheduler.allocation.bins import Packing, best_greedy, by_density, pack, worth
 from scheduler.allocation.highs import Limits
 from scheduler.allocation.knapsack import Solved
 from scheduler.allocation.sequential import decide_in_line
@@ -168,7 +167,7 @@ def _plan(snapshot: Snapshot, problem: Problem, candidate: _Candidate, now: UtcS
     return Plan(
         snapshot_revision=snapshot.revision,
         placements=placements,
-        waiting=explain(snapshot, problem.sites, placements, now),
+        waiting=explain(snapshot, placements, now),
         value=worth(problem, candidate.packing),
         bound=candidate.bound,
         solver=candidate.report,

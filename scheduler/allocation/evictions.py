@@ -121,19 +121,19 @@ def options_of(columns: Columns, victims: Sequence[Victim]) -> Options | None:
         most -= 1
     freed = _Freed(columns)
     parts = [_of_node(row, numbers, victims, most, freed) for row, numbers in sorted(here.items())]
-    row = np.concatenate([np.full(len(part.members), part.row) for part in parts])
+    at = np.concatenate([np.full(len(part.members), part.row) for part in parts])
     amounts = np.concatenate([part.amounts for part in parts])
     cost = np.concatenate([part.cost for part in parts])
     members = tuple(members for part in parts for members in part.members)
     real = np.concatenate([part.real for part in parts])
     spanning = tuple(n for n, victim in enumerate(victims) if len(victim.rows) > 1)
     rows = np.array(sorted(here))
-    every = np.stack([sum(freed.of(victims[n], at) for n in here[at]) for at in rows.tolist()])
+    every = np.stack([sum(freed.of(victims[n], row) for n in here[row]) for row in rows.tolist()])
     return Options(
         tuple(victims),
-        row,
-        Places.of(columns.free, row),
-        _without(columns, row, amounts),
+        at,
+        Places.of(columns.free, at),
+        _without(columns, at, amounts),
         cost,
         members,
         real,

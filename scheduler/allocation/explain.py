@@ -1,21 +1,40 @@
 """Why a job waits: one record for each class of jobs left waiting, with the numbers behind it.
 
-Reasons are worked out per job shape, so the cost does not grow with the length of the queue.
-Every filter that nodes pass is counted in a funnel; the reasons start at the first filter that
-leaves too little.
+Reasons are worked out per job shape, in a few operations on columns, so the cost grows neither with
+the length of the queue nor much with the cluster. Every filter that nodes pass is counted in a
+funnel; the reasons start at the first filter that leaves too little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
-from scheduler.allocation.feasibility import ANY_DOMAIN, Site, rack_of, sites_of
+import numpy as np
+
+from scheduler.allocation.limits import Quotas, Reserves
+from scheduler.model.columns import Bools, Floats, Free, Ints
+from scheduler.model.counting import (
+    counts,
+    emptied,
+    in_domains,
+    in_pool,
+    model_codes,
+    offering,
+)
 from scheduler.model.feasible import never_fits
-from scheduler.model.job import JobShape, Topology, WaitingJob
-from scheduler.model.node import Node
-from scheduler.model.plan import FunnelStep, Placement, Reason, ReasonCode, Waiting
-from scheduler.model.quantity import Resources, UtcSeconds
+from scheduler.model.job import JobShape, Topology, WaitingJob, Worker
+from scheduler.model.plan import (
+    Eviction,
+    FunnelStep,
+    Placement,
+    Reason,
+    ReasonCode,
+    TaskPlacement,
+    Waiting,
+)
+from scheduler.model.quantity import WHOLE_GPU_MILLI, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 _LABELS = {"gpus": "GPUs", "cpu_milli": "m CPU", "memory_mib": "MiB memory"}
@@ -31,9 +50,9 @@ class Verdict:
 
 def explain(
     snapshot: Snapshot,
-    sites: Sequence[Site],
     placements: Sequence[Placement],
     now: UtcSeconds,
+    evictions: Sequence[Eviction] = (),
 ) -> tuple[Waiting, ...]:
     """Reason records for every class with a job that the plan leaves waiting, by class key.
 
@@ -42,30 +61,90 @@ def explain(
 
     Args:
         snapshot: what was decided on.
-        sites: what was free before the plan.
         placements: what the plan starts.
         now: the cycle's instant.
+        evictions: what the plan stops.
 
     Returns:
-        one record per class; each has a reason. O(shapes * nodes + waiting jobs).
+        one record per class; each has a reason. O(waiting jobs + shapes * nodes), in numpy.
     """
-    placed_ids = frozenset(placement.job_id for placement in placements)
-    after = sites_of(snapshot, placements) if placements else sites
+    placed = frozenset(placement.job_id for placement in placements)
     left: dict[str, list[WaitingJob]] = {}
     for job in snapshot.waiting.values():
-        if job.id not in placed_ids:
+        if job.id not in placed:
             left.setdefault(job.class_key, []).append(job)
+    if not left:
+        return ()
+    before = after = snapshot.columns
+    if placements or evictions:
+        stopped = (snapshot.live[e.attempt_id] for e in evictions if e.attempt_id in snapshot.live)
+        after = before.changed(
+            chain.from_iterable(attempt.tasks for attempt in stopped),
+            chain.from_iterable(placement.tasks for placement in placements),
+        )
+    limits = _Limits(snapshot, placements, evictions)
     verdicts: dict[JobShape, tuple[Verdict, bool]] = {}
-    nodes = tuple(snapshot.nodes.values())
     records = []
     for class_key, jobs in sorted(left.items()):
         shape = jobs[0].shape
         if shape not in verdicts:
-            verdict = judge(shape, nodes, after)
-            outbid = bool(placements) and not judge(shape, nodes, sites).reasons
-            verdicts[shape] = verdict, outbid
-        records.append(_record(class_key, jobs, *verdicts[shape], now))
+            outbid = after is not before and _View(shape, before.free).starts()
+            verdicts[shape] = judge(shape, snapshot, after.free), outbid
+        records.append(_record(class_key, jobs, *verdicts[shape], limits, after.free, now))
     return tuple(records)
+
+
+class _Limits:
+    """What the terms leave after the plan."""
+
+    def __init__(
+        self, snapshot: Snapshot, placements: Sequence[Placement], evictions: Sequence[Eviction]
+    ) -> None:
+        self._quotas = Quotas(snapshot)
+        self._reserves = Reserves(snapshot)
+        if not self._quotas:
+            return
+        for eviction in evictions:
+            attempt = snapshot.live.get(eviction.attempt_id)
+            if attempt is not None:
+                self._quotas.take(attempt.tenant, -sum(_milli_of(attempt.tasks)))
+        for placement in placements:
+            job = snapshot.waiting.get(placement.job_id)
+            if job is not None:
+                self._quotas.take(job.tenant, sum(_milli_of(placement.tasks)))
+
+    def reasons(self, job: WaitingJob, free: Free, *, fits: bool) -> Iterator[Reason]:
+        """Which of them keeps `job` waiting; headroom only matters where it would fit."""
+        need = job.shape.gpu_milli_total
+        if not self._quotas.admits(job.tenant, need):
+            left = self._quotas.left(job.tenant) or 0
+            yield Reason(
+                ReasonCode.WAITING_QUOTA,
+                f"tenant {job.tenant} may take {left / WHOLE_GPU_MILLI:g} GPUs more by its quota, "
+                f"the job needs {need / WHOLE_GPU_MILLI:g}",
+                "gpus",
+                need / WHOLE_GPU_MILLI,
+                left / WHOLE_GPU_MILLI,
+                left / WHOLE_GPU_MILLI,
+            )
+        if not fits or not self._reserves or not need:
+            return
+        view = _View(job.shape, free)
+        spare = self._reserves.spare(free)
+        each = max(1, view.worker.needs.gpus)
+        cap = (spare[list(view.codes)] // each).sum(axis=0)
+        tasks = int(np.minimum(view.tasks, cap[view.rows]).sum())
+        if tasks < job.shape.tasks:
+            yield Reason(
+                ReasonCode.RESERVED_HEADROOM,
+                f"{tasks} of its {job.shape.tasks} tasks would fit beside the GPUs that are "
+                "reserved as headroom",
+                *_in_tasks(job.shape, job.shape.tasks, tasks, tasks),
+            )
+
+
+def _milli_of(tasks: Sequence[TaskPlacement]) -> Iterator[int]:
+    return (len(task.gpu_ids) * task.gpu_milli for task in tasks)
 
 
 def _record(
@@ -73,9 +152,12 @@ def _record(
     jobs: Sequence[WaitingJob],
     verdict: Verdict,
     outbid: bool,  # noqa: FBT001 - private, one caller
+    limits: _Limits,
+    free: Free,
     now: UtcSeconds,
 ) -> Waiting:
     reasons = list(verdict.reasons)
+    reasons += limits.reasons(jobs[0], free, fits=not reasons)
     if all(job.eligible_at > now for job in jobs):
         # No number of seconds: it would make a new record of every look at the clock.
         reasons.insert(0, Reason(ReasonCode.BACKOFF, "the backoff before its next attempt runs"))
@@ -87,114 +169,180 @@ def _record(
 
 
 def _behind(message: str, job: WaitingJob) -> Reason:
-    need = job.shape.total
-    dimension, amount = ("gpus", need.gpus) if need.gpus else ("cpu_milli", need.cpu_milli)
-    return Reason(ReasonCode.BEHIND_PRIORITY, message, dimension, amount)
+    dimension, amount = _measure(job.shape)
+    return Reason(ReasonCode.BEHIND_PRIORITY, message, dimension, amount * job.shape.tasks)
 
 
-def judge(shape: JobShape, nodes: Sequence[Node], sites: Sequence[Site]) -> Verdict:
-    """Why `shape` cannot start on what is free, as if it were alone. O(nodes * GPUs)."""
-    impossible = never_fits(shape, nodes)
-    in_pool = [node for node in nodes if shape.pool is None or node.pool == shape.pool]
-    with_model = [node for node in in_pool if _has_model(shape, node)]
-    open_nodes = {site.node.id: site for site in sites}
-    usable = [open_nodes[node.id] for node in with_model if node.id in open_nodes]
-    room = [site for site in usable if _tasks_on(shape, site)]
-    funnel = (
-        FunnelStep("present", len(nodes)),
-        FunnelStep("pool", len(in_pool)),
-        FunnelStep("gpu-model", len(with_model)),
-        FunnelStep("schedulable", len(usable)),
-        FunnelStep("one-task-fits", len(room)),
+def _measure(shape: JobShape) -> tuple[str, float]:
+    """The dimension a gang is measured in, and how much of it each task needs."""
+    if shape.gpu_milli:
+        return "gpus", shape.gpu_milli / WHOLE_GPU_MILLI
+    if shape.per_task.gpus:
+        return "gpus", shape.per_task.gpus
+    return "cpu_milli", shape.per_task.cpu_milli
+
+
+class _View:
+    """What of `free` a shape can use, task by task.
+
+    Attributes:
+        worker: one task.
+        codes: model codes that it accepts.
+        in_pool, offering: (N,) nodes of its pool, and of those the ones with GPUs of its models.
+        rows: of those the ones that take new work; all of them with `closed_too`.
+        tasks: (rows,) tasks that fit each of them.
+    """
+
+    def __init__(self, shape: JobShape, free: Free, *, closed_too: bool = False) -> None:
+        self.shape, self.free = shape, free
+        self.worker = _task_of(shape)
+        self.codes = model_codes(free.table, self.worker)
+        self.in_pool = in_pool(free.table, self.worker)
+        self.offering = self.in_pool & offering(free.table, self.worker, self.codes)
+        usable = self.offering if closed_too else self.offering & free.table.open
+        self.rows = np.flatnonzero(usable)
+        self.tasks = counts(free, self.worker, self.codes, self.rows)
+
+    def starts(self) -> bool:
+        """Whether the gang could start here, alone."""
+        return int(self.tasks.sum()) >= self.shape.tasks and not self.too_far()
+
+    def too_far(self) -> tuple[str, Ints] | None:
+        """What the gang must share, and the tasks that fit each such place, when none holds all."""
+        found = self._places()
+        return found if found is not None and found[1].max(initial=0) < self.shape.tasks else None
+
+    def _places(self) -> tuple[str, Ints] | None:
+        shape, free = self.shape, self.free
+        if shape.topology is Topology.SAME_RACK:
+            racks = free.table.rack[self.rows]
+            room = np.bincount(racks, weights=self.tasks, minlength=1).astype(np.int64)
+            return "rack", room
+        if shape.topology is Topology.SAME_NVLINK and self.worker.milli:
+            inside = in_domains(free, self.worker, self.codes, self.rows)
+            others = replace(self.worker, needs=replace(self.worker.needs, gpus=0), gpu_milli=0)
+            most = counts(free, others, self.codes, self.rows)
+            return "NVLink domain", np.minimum(inside, most[:, None]).reshape(-1)
+        if shape.topology.one_node:
+            if not self.worker.needs.gpus or not free.table.mixed:
+                return "node", self.tasks
+            by_model = [
+                counts(
+                    free,
+                    replace(self.worker, gpu_models=(free.table.models[code],)),
+                    (code,),
+                    self.rows,
+                )
+                for code in self.codes
+            ]
+            return "node", np.concatenate(by_model)
+        return None
+
+
+def _task_of(shape: JobShape) -> Worker:
+    """One task as a worker of its own."""
+    return Worker(
+        shape.per_task,
+        shape.gpu_milli,
+        shape.gpu_models if shape.per_task.gpus or shape.gpu_milli else (),
+        shape.pool,
     )
-    if impossible is not None:
-        return Verdict((impossible,), funnel)
-    if not usable:
-        return Verdict((_no_usable_node(nodes, in_pool, with_model, shape),), funnel)
-    return Verdict(tuple(_shortages(shape, usable)), funnel)
 
 
-def _has_model(shape: JobShape, node: Node) -> bool:
-    if not shape.per_task.gpus:
-        return True
-    return any(not shape.gpu_models or gpu.model in shape.gpu_models for gpu in node.gpus)
+def judge(shape: JobShape, snapshot: Snapshot, free: Free) -> Verdict:
+    """Why `shape` cannot start on what is `free`, as if it were alone. A few numpy operations."""
+    view = _View(shape, free)
+    funnel = (
+        FunnelStep("present", len(free.table.nodes)),
+        FunnelStep("pool", int(view.in_pool.sum())),
+        FunnelStep("gpu-model", int(view.offering.sum())),
+        FunnelStep("schedulable", view.rows.size),
+        FunnelStep("one-task-fits", int((view.tasks > 0).sum())),
+    )
+    if view.starts():
+        return Verdict((), funnel)
+    if not _View(shape, emptied(free.table), closed_too=True).starts():
+        impossible = never_fits(shape, tuple(snapshot.nodes.values()))
+        if impossible is not None:
+            return Verdict((impossible,), funnel)
+    if not view.rows.size:
+        return Verdict((_no_usable_node(view, shape),), funnel)
+    return Verdict(tuple(_shortages(view)), funnel)
 
 
-def _no_usable_node(
-    nodes: Sequence[Node], in_pool: Sequence[Node], with_model: Sequence[Node], shape: JobShape
-) -> Reason:
-    if not nodes:
+def _no_usable_node(view: _View, shape: JobShape) -> Reason:
+    with_model = int(view.offering.sum())
+    if not view.in_pool.size:
         message = "the cluster has no nodes yet"
-    elif not in_pool:
+    elif not view.in_pool.any():
         message = f"no node is in pool {shape.pool}"
     elif not with_model:
         message = f"no node offers {' or '.join(shape.gpu_models) or 'a GPU'}"
     else:
-        message = f"all {len(with_model)} nodes that could take it are cordoned or unhealthy"
+        message = f"all {with_model} nodes that could take it are cordoned or unhealthy"
     return Reason(ReasonCode.BLOCKED_BY_CONFIG, message, "nodes", 1, 0, 0)
 
 
-def _models_of(shape: JobShape, site: Site) -> tuple[str, ...]:
-    if not shape.per_task.gpus:
-        return ("",)
-    return tuple(
-        model for model in site.free_by_model if not shape.gpu_models or model in shape.gpu_models
-    )
-
-
-def _offer(shape: JobShape, site: Site, model: str, domain: int = ANY_DOMAIN) -> Resources:
-    """What the site could give workers of the shape that use GPUs of `model`."""
-    gpus = len(site.free_in(model, domain)) if shape.per_task.gpus else 0
-    return Resources(gpus, site.free.cpu_milli, site.free.memory_mib)
-
-
-def _tasks_on(shape: JobShape, site: Site) -> int:
-    """Tasks that fit the site as it is now, upper bound over its models."""
-    return sum(
-        shape.per_task.times_in(_offer(shape, site, model)) for model in _models_of(shape, site)
-    )
-
-
-def _shortages(shape: JobShape, usable: Sequence[Site]) -> Iterable[Reason]:
+def _shortages(view: _View) -> Iterator[Reason]:
     """Reasons in the order people can act on them: amounts, then pieces, then closeness."""
-    free = _free_amounts(shape, usable)
-    short = [_short(shape, dimension, free) for dimension in _LABELS]
-    amounts = [reason for reason in short if reason is not None]
-    if amounts:
-        yield from amounts
+    shape = view.shape
+    short = [reason for each in _LABELS if (reason := _short(view, each)) is not None]
+    if short:
+        yield from short
         return
-    tasks = sum(_tasks_on(shape, site) for site in usable)
+    tasks = int(view.tasks.sum())
     if not tasks:
-        yield _fragmented(shape, usable, free)
+        yield _fragmented(view)
     elif tasks < shape.tasks:
         yield Reason(
             ReasonCode.WAITING_GANG,
             f"{tasks} of the gang's {shape.tasks} tasks would fit now; all must start together",
-            *_in_tasks(shape, shape.tasks, tasks, max(_tasks_on(shape, s) for s in usable)),
+            *_in_tasks(shape, shape.tasks, tasks, int(view.tasks.max())),
         )
     else:
-        close = _closeness(shape, usable)
-        if close is not None:
-            yield close
+        far = view.too_far()
+        if far is not None:
+            place, blocks = far
+            largest = int(blocks.max(initial=0))
+            yield Reason(
+                ReasonCode.WAITING_TOPOLOGY,
+                f"its {shape.tasks} tasks must share one {place}; at most {largest} fit one now",
+                *_in_tasks(shape, shape.tasks, int(blocks.sum()), largest),
+            )
 
 
-def _free_amounts(shape: JobShape, usable: Sequence[Site]) -> Mapping[str, list[int]]:
-    """Free amount of each dimension on every usable node."""
-    return {
-        "gpus": [
-            sum(len(site.free_by_model[model]) for model in _models_of(shape, site))
-            if shape.per_task.gpus
-            else 0
-            for site in usable
-        ],
-        "cpu_milli": [site.free.cpu_milli for site in usable],
-        "memory_mib": [site.free.memory_mib for site in usable],
-    }
+def _need(shape: JobShape, dimension: str) -> float:
+    """What one task needs of a dimension."""
+    if dimension == "gpus":
+        return shape.gpu_milli / WHOLE_GPU_MILLI if shape.gpu_milli else shape.per_task.gpus
+    amount: int = getattr(shape.per_task, dimension)
+    return amount
 
 
-def _short(shape: JobShape, dimension: str, free: Mapping[str, list[int]]) -> Reason | None:
-    need = getattr(shape.total, dimension)
-    have = sum(free[dimension])
+def _amounts(view: _View, dimension: str) -> Floats:
+    """(rows,) what is free of a dimension on each usable node; of GPUs those of its models."""
+    free, rows = view.free, view.rows
+    if dimension == "cpu_milli":
+        return free.cpu[rows].astype(np.float64)
+    if dimension == "memory_mib":
+        return free.memory[rows].astype(np.float64)
+    if view.shape.gpu_milli:
+        right: Bools | bool = True
+        if view.worker.gpu_models and free.table.mixed:
+            right = np.isin(free.table.gpu_model[rows], view.codes)
+        milli: Floats = np.where(right, free.gpu[rows], 0).sum(axis=1) / WHOLE_GPU_MILLI
+        return milli
+    gpus: Ints = free.whole[list(view.codes)][:, rows].sum(axis=0)
+    return gpus.astype(np.float64)
+
+
+def _short(view: _View, dimension: str) -> Reason | None:
+    shape = view.shape
+    need = _need(shape, dimension) * shape.tasks
+    if not need:
+        return None
+    amounts = _amounts(view, dimension)
+    have = float(amounts.sum())
     if need <= have:
         return None
     models = (
@@ -202,79 +350,67 @@ def _short(shape: JobShape, dimension: str, free: Mapping[str, list[int]]) -> Re
     )
     return Reason(
         ReasonCode.WAITING_CAPACITY,
-        f"needs {need} {_LABELS[dimension]}{models}, {have} free",
+        f"needs {need:.10g} {_LABELS[dimension]}{models}, {have:.10g} free",
         dimension,
         need,
         have,
-        max(free[dimension], default=0),
+        float(amounts.max(initial=0)),
     )
 
 
-def _fragmented(shape: JobShape, usable: Sequence[Site], free: Mapping[str, list[int]]) -> Reason:
+def _fragmented(view: _View) -> Reason:
     """Enough in total, but no node holds even one task."""
+    shape = view.shape
     for dimension, label in _LABELS.items():
-        need = getattr(shape.per_task, dimension)
-        largest = max(free[dimension])
-        if need > largest:
-            return Reason(
-                ReasonCode.FRAGMENTED,
-                f"each task needs {need} {label} on one node; {sum(free[dimension])} are free, "
-                f"at most {largest} on one node",
-                dimension,
-                need,
-                sum(free[dimension]),
-                largest,
+        need = _need(shape, dimension)
+        if not need:
+            continue
+        amounts = _amounts(view, dimension)
+        largest, total = float(amounts.max()), float(amounts.sum())
+        if dimension == "gpus" and shape.gpu_milli:
+            largest = _largest_share(view) / WHOLE_GPU_MILLI
+        if need <= largest:
+            continue
+        if dimension == "gpus" and shape.gpu_milli:
+            message = (
+                f"no GPU has {shape.gpu_milli} thousandths free; "
+                f"{total * WHOLE_GPU_MILLI:.10g} are free in all, "
+                f"at most {largest * WHOLE_GPU_MILLI:.10g} of one GPU"
             )
-    dimension = "gpus" if shape.per_task.gpus else "cpu_milli"
+        else:
+            message = (
+                f"each task needs {need:.10g} {label} on one node; {total:.10g} are free, "
+                f"at most {largest:.10g} on one node"
+            )
+        return Reason(ReasonCode.FRAGMENTED, message, dimension, need, total, largest)
+    dimension, each = _measure(shape)
+    amounts = _amounts(view, dimension)
+    gpus = f"{shape.gpu_milli} thousandths of a GPU"
+    if not shape.gpu_milli:
+        gpus = f"{shape.per_task.gpus} GPUs of one model"
     return Reason(
         ReasonCode.FRAGMENTED,
-        f"each resource is free somewhere, but none of {len(usable)} nodes has all that one task "
-        f"needs ({shape.per_task.gpus} GPUs of one model, {shape.per_task.cpu_milli} m CPU, "
-        f"{shape.per_task.memory_mib} MiB) at once",
+        f"each resource is free somewhere, but none of {view.rows.size} nodes has all that one "
+        f"task needs ({gpus}, {shape.per_task.cpu_milli} m CPU, {shape.per_task.memory_mib} MiB) "
+        "at once",
         dimension,
-        getattr(shape.per_task, dimension),
-        sum(free[dimension]),
-        max(free[dimension]),
+        each,
+        float(amounts.sum()),
+        float(amounts.max()),
     )
 
 
-def _closeness(shape: JobShape, usable: Sequence[Site]) -> Reason | None:
-    """The gang fits the cluster; does it fit as close together as it must be?"""
-    if shape.topology is Topology.SAME_RACK:
-        racks: dict[str, int] = {}
-        for site in usable:
-            rack = rack_of(site.node)
-            racks[rack] = racks.get(rack, 0) + _tasks_on(shape, site)
-        blocks, place = list(racks.values()), "rack"
-    elif shape.topology is Topology.SAME_NVLINK and shape.per_task.gpus:
-        blocks = [
-            shape.per_task.times_in(_offer(shape, site, model, domain))
-            for site in usable
-            for model in _models_of(shape, site)
-            for domain in range(len(site.domains))
-        ]
-        place = "NVLink domain"
-    elif shape.topology.one_node:
-        blocks = [
-            shape.per_task.times_in(_offer(shape, site, model))
-            for site in usable
-            for model in _models_of(shape, site)
-        ]
-        place = "node"
-    else:
-        return None
-    largest = max(blocks, default=0)
-    if largest >= shape.tasks:
-        return None
-    return Reason(
-        ReasonCode.WAITING_TOPOLOGY,
-        f"its {shape.tasks} tasks must share one {place}; at most {largest} fit one now",
-        *_in_tasks(shape, shape.tasks, sum(blocks), largest),
-    )
+def _largest_share(view: _View) -> int:
+    """The most thousandths free of one GPU that the shape accepts."""
+    room = view.free.gpu[view.rows]
+    if view.worker.gpu_models and view.free.table.mixed:
+        room = np.where(np.isin(view.free.table.gpu_model[view.rows], view.codes), room, 0)
+    return int(room.max(initial=0))
 
 
-def _in_tasks(shape: JobShape, need: int, free: int, largest: int) -> tuple[str, int, int, int]:
-    """(dimension, need, free, largest block) of so many tasks, in their scarcest dimension."""
-    dimension = "gpus" if shape.per_task.gpus else "cpu_milli"
-    each = getattr(shape.per_task, dimension)
+def _in_tasks(
+    shape: JobShape, need: int, free: int, largest: int
+) -> tuple[str, float, float, float]:
+    """(dimension, need, free, largest block) of so many tasks, in what they are measured in."""
+    dimension, each = _measure(shape)
     return dimension, need * each, free * each, largest * each

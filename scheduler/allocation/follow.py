@@ -21,6 +21,8 @@ from scheduler.model.columns import Floats, Ints
 from scheduler.model.job import Worker
 
 ROUNDS = 8
+PATIENCE = 2
+"""Rounds in a row that are no better, after which the wheel stops."""
 GOOD_ENOUGH = 2e-4
 """Gangs without a place that are worth no more than this share are left to the filling up."""
 ADMITTED = 1e-3
@@ -144,7 +146,7 @@ def _evicted(outline: Outline, point: Floats) -> tuple[int, ...]:
     options = outline.options
     if options is None:
         return ()
-    found = set()
+    found: set[int] = set()
     for at, value in zip(options.chosen.tolist(), point[outline.fields["evict"]], strict=True):
         if value > 0.5:  # noqa: PLR2004 - the larger part; what is not needed is undone
             found.update(options.members[at])
@@ -152,7 +154,7 @@ def _evicted(outline: Outline, point: Floats) -> tuple[int, ...]:
 
 
 def follow(
-    make: Callable[[], AnyPacker], gangs: Sequence[Gang], goal: Goal, worth: Worth, most: int
+    make: Callable[[], AnyPacker], gangs: Sequence[Gang], goal: Goal, worth: Worth
 ) -> tuple[AnyPacker, dict[int, Loads]]:
     """Place what the goal admits, in rounds.
 
@@ -161,23 +163,25 @@ def follow(
         gangs: all of them.
         goal: what to go for.
         worth: the objective.
-        most: how many gangs may start.
 
     Returns:
         the packer of the best round, and what it placed. Cost: up to `ROUNDS` passes over the
         admitted gangs.
     """
-    wheel = sorted(goal.admitted, key=lambda index: _largest(gangs[index], index))[:most]
+    wheel = sorted(goal.admitted, key=lambda index: _largest(gangs[index], index))
     total = sum(gangs[index].value for index in wheel)
     best: tuple[float, AnyPacker, dict[int, Loads]] | None = None
+    worse = 0
     for _ in range(ROUNDS):
         packer = make()
         placed = _round(packer, gangs, wheel, goal, worth)
         value = worth.total(gangs, placed)
+        worse += 1
         if best is None or value > best[0] * (1 + BETTER):
-            best = (value, packer, placed)
+            best, worse = (value, packer, placed), 0
         failed = [index for index in wheel if index not in placed]
-        if sum(gangs[index].value for index in failed) <= GOOD_ENOUGH * total:
+        small = sum(gangs[index].value for index in failed) <= GOOD_ENOUGH * total
+        if small or worse >= PATIENCE:
             break
         wheel = [*failed, *(index for index in wheel if index in placed)]
     assert best is not None, "there is a first round"
@@ -220,14 +224,11 @@ def fill(
     placed: dict[int, Loads],
     order: Iterable[int],
     worth: Worth,
-    most: int,
 ) -> None:
     """Place what still fits, in this order, as long as it is worth its price."""
     for index in order:
         if index in placed:
             continue
-        if len(placed) >= most:
-            return
         gang = gangs[index]
         loads = packer.place(gang)
         if loads is None:

@@ -22,6 +22,7 @@ from fractions import Fraction
 import numpy as np
 
 from scheduler.allocation.gangs import Gang
+from scheduler.allocation.worth import gpu_prices
 from scheduler.model.columns import NO_GPU, Bools, Floats, Free, Ints, NodeTable
 from scheduler.model.job import Worker
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
@@ -130,11 +131,11 @@ class Dimensions:
         for column, size in enumerate(self.slots):
             slots = (places.whole // size).sum(axis=0)
             found[:, column] = np.minimum(slots, usable // size)
-        for column, (gpus, cpu, memory) in enumerate(self.bundles, len(self.slots)):
+        for column, (gpus, cpu, mib) in enumerate(self.bundles, len(self.slots)):
             slots = (places.whole // gpus).sum(axis=0)
-            for free, each in ((places.cpu, cpu), (places.memory, memory)):
-                if each:
-                    slots = np.minimum(slots, free // each)
+            for free, needed in ((places.cpu, cpu), (places.memory, mib)):
+                if needed:
+                    slots = np.minimum(slots, free // needed)
             found[:, column] = slots
         for column, size in enumerate(self.shares, len(self.slots) + len(self.bundles)):
             found[:, column] = (places.gpu // size).sum(axis=1)
@@ -249,7 +250,8 @@ def allowed(table: NodeTable, worker: Worker) -> Bools:
     if worker.pool is None:
         return table.open
     pools = {name: code for code, name in enumerate(table.pools)}
-    return table.open & (table.pool == pools.get(str(worker.pool), -1))
+    right: Bools = table.open & (table.pool == pools.get(str(worker.pool), -1))
+    return right
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,7 @@ class Groups:
 def groups_of(table: NodeTable, terms: Terms, *, racks: bool, each_node: bool) -> Groups:
     """Nodes alike in GPU models, pool, price and (with `racks`) rack form one group. O(N)."""
     rows = np.flatnonzero(table.open)
-    price = _price_of_gpu(table, terms)
+    price = gpu_prices(table, terms)
     if each_node:
         of_row = np.full(len(table.nodes), -1, dtype=np.int64)
         of_row[rows] = np.arange(rows.size)
@@ -321,24 +323,6 @@ def _mixed(table: NodeTable) -> Ints:
     """(N,) a code for nodes without GPUs, another for those with several models."""
     has_gpus = (table.gpu_model != NO_GPU).any(axis=1)
     return np.where(has_gpus, len(table.models), NO_GPU)
-
-
-def _price_of_gpu(table: NodeTable, terms: Terms) -> Floats:
-    """(N,) objective units that one GPU costs on each node; a price of its pool goes first."""
-    found = np.zeros(len(table.nodes))
-    if not terms.price_weight:
-        return found
-    for narrow in (False, True):
-        for price in terms.prices:
-            if (price.pool is not None) is not narrow or price.price_class not in table.prices:
-                continue
-            here = table.price == table.prices.index(price.price_class)
-            if price.pool is not None:
-                if str(price.pool) not in table.pools:
-                    continue
-                here &= table.pool == table.pools.index(str(price.pool))
-            found[here] = price.per_gpu_hour * terms.price_weight
-    return found
 
 
 def kinds_and_buckets(

@@ -107,7 +107,9 @@ class Arrays:
     def activity(self, point: Floats) -> Floats:
         """(R,) the rows' left-hand sides at a point: A x."""
         row = np.repeat(np.arange(self.limit.size), np.diff(self.starts))
-        found: Floats = np.bincount(row, weights=self.value * point[self.index], minlength=self.limit.size)
+        found: Floats = np.bincount(
+            row, weights=self.value * point[self.index], minlength=self.limit.size
+        )
         return found
 
 

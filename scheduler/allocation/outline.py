@@ -33,10 +33,8 @@ from scheduler.model.columns import NO_GPU, Bools, Floats, Ints, NodeTable
 from scheduler.model.job import Worker
 from scheduler.model.quantity import TenantId
 from scheduler.model.snapshot import Snapshot
-from scheduler.model.terms import Headroom, Terms
+from scheduler.model.terms import EXTRA_WORTH, Headroom, Terms
 
-EXTRA_WORTH = 0.5
-"""What one more worker of an elastic gang is worth, as a share of one it cannot do without."""
 RACK_PAIRS_MAX = 12_000
 """More (kind, rack group) columns than this, and racks stay out of the model."""
 
@@ -133,7 +131,8 @@ class Outline:
     @property
     def columns(self) -> int:
         """How many columns there are."""
-        return self.fields["stop"].stop
+        last: int = self.fields["stop"].stop
+        return last
 
     def covers(self, other: Outline) -> bool:
         """Whether the figures of a decision with the `other` outline can be written in this one."""
@@ -339,7 +338,7 @@ def _quota_rows(terms: Terms) -> tuple[tuple[TenantId, ...], ...]:
     cohorts: dict[str, list[TenantId]] = {}
     for quota in terms.quotas:
         cohorts.setdefault(quota.cohort or f"\0{quota.tenant}", []).append(quota.tenant)
-    rows = [(quota.tenant,) for quota in terms.quotas]
+    rows: list[tuple[TenantId, ...]] = [(quota.tenant,) for quota in terms.quotas]
     rows += [tuple(members) for members in cohorts.values()]
     return tuple(rows)
 
@@ -506,7 +505,8 @@ def _in_pool(table: NodeTable, headroom: Headroom) -> Bools:
     if headroom.pool is None:
         return table.open
     pools = {name: code for code, name in enumerate(table.pools)}
-    return table.open & (table.pool == pools.get(str(headroom.pool), NO_GPU))
+    here: Bools = table.open & (table.pool == pools.get(str(headroom.pool), NO_GPU))
+    return here
 
 
 def quota_left(rows: Sequence[tuple[TenantId, ...]], snapshot: Snapshot) -> Floats:

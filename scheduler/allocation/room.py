@@ -18,13 +18,16 @@ from scheduler.allocation.gangs import Gang
 from scheduler.allocation.kinds import NEVER, Kind, Kinds
 from scheduler.allocation.limits import Quotas, Reserves
 from scheduler.allocation.stock import Draw, Stock
-from scheduler.allocation.topology import board_of, whole_gpus
+from scheduler.allocation.topology import board_of, mean_pair_bandwidth, whole_gpus
 from scheduler.model.columns import Bools, Floats, Ints
 from scheduler.model.job import Topology, Worker
 from scheduler.model.plan import TaskPlacement
 from scheduler.model.ports import NodeScore
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
 from scheduler.model.snapshot import LiveAttempt, Snapshot
+
+TIES_MAX = 16
+"""How many rows of equal score are compared by their links."""
 
 Spread = list[tuple[int, int]]
 """(row, workers) pairs."""
@@ -67,6 +70,7 @@ class Room:
         self._reserves = Reserves(snapshot)
         self._scoring = score.on(self.free, snapshot, seed)
         self._boards = [board_of(links) for links in self.table.boards]
+        self._uneven = any(not board.uniform for board in self._boards)
         self._kinds = Kinds(self._stock, self._scoring)
 
     # --- What fits -------------------------------------------------------------------------------
@@ -176,6 +180,27 @@ class Room:
         """Take exactly these loads; False, and nothing taken, when they are not free."""
         return self._stock.take_all(self._draws(gang, loads))
 
+    def draw(self, gang: Gang, spread: Spread) -> Loads | None:
+        """Take exact GPUs for so many workers on these rows; None, and nothing taken, if not free.
+
+        Limits hold as in `place`.
+        """
+        kind = self._kinds.of_gang(gang)
+        workers = sum(count for _, count in spread)
+        if not self.quotas.admits(gang.job.tenant, gang.worker.milli * workers):
+            return None
+        before = self.mark()
+        loads = []
+        for row, count in spread:
+            if self._kinds.refreshed(kind).fits[row] < count:
+                self.undo(before)
+                return None
+            loads.append(self._draw_row(kind, row, count, gang.job.tenant))
+        if self._reserves and not self._reserves.kept(self.free):
+            self.undo(before)
+            return None
+        return tuple(loads)
+
     def give(self, gang: Gang, loads: Loads) -> None:
         """Give back what `place`, `grow` or `take` took for this gang."""
         for draw in self._draws(gang, loads):
@@ -254,22 +279,29 @@ class Room:
         """
         if gang.workers == 1 and among is None and cap is None and not kind.ranked:
             row = int(kind.score.argmin()) if kind.score.size else 0
-            return [(row, 1)] if kind.score.size and kind.fits[row] else None
+            if not kind.score.size or not kind.fits[row]:
+                return None
+            if self._uneven and kind.worker.needs.gpus > 1:
+                row = self._best_linked(kind, np.flatnonzero(kind.score == kind.score[row]), 1)
+            return [(row, 1)]
         if kind.ranked and models_first:
             for narrow in self._kinds.by_model(kind):
                 self._kinds.refreshed(narrow)
                 fits = _limited(narrow.fits, among, cap)
-                spread = self._spread(fits, narrow.score, gang)
+                spread = self._spread(narrow, fits, gang)
                 if spread is not None:
                     return spread
-        return self._spread(_limited(kind.fits, among, cap), kind.score, gang)
+        return self._spread(kind, _limited(kind.fits, among, cap), gang)
 
-    def _spread(self, fits: Ints, score: Floats, gang: Gang) -> Spread | None:
+    def _spread(self, kind: Kind, fits: Ints, gang: Gang) -> Spread | None:
         """All workers onto as few of the rows as possible, in one rack if it must be."""
-        workers = gang.workers
+        workers, score = gang.workers, kind.score
         rows = np.flatnonzero(fits >= workers)
         if rows.size:
-            return [(int(rows[np.argmin(score[rows])]), workers)]
+            row = int(rows[np.argmin(score[rows])])
+            if self._uneven and kind.worker.needs.gpus * workers > 1:
+                row = self._best_linked(kind, rows[score[rows] == score[row]], workers)
+            return [(row, workers)]
         if workers == 1:
             return None
         bound = gang.one_rack
@@ -280,6 +312,20 @@ class Room:
             if rack is not None:
                 fits = np.where(self.table.rack == rack, fits, 0)
         return fewest_rows(fits, score, workers)
+
+    def _best_linked(self, kind: Kind, rows: Ints, workers: int) -> int:
+        """Of rows with the same score the one whose free GPUs are linked best, the first of equals.
+
+        A few are compared; where all pairs of GPUs are alike there is nothing to compare.
+        """
+        best, reached = int(rows[0]), -1.0
+        for row in rows[:TIES_MAX].tolist():
+            board = self._boards[self.table.board[row]]
+            gpus = self._whole_gpus(kind, row, workers) or ()
+            bandwidth = mean_pair_bandwidth(board.links, gpus)
+            if bandwidth > reached:
+                best, reached = row, bandwidth
+        return best
 
     def _rack_for(self, fits: Ints, workers: int) -> int | None:
         """The rack with the least room that is enough; the first of equals."""

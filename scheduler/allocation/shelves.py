@@ -8,7 +8,7 @@ racks and node scores. Gangs that need those are not for shelves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from scheduler.allocation.worth import Packing
 from scheduler.model.columns import NO_GPU, Free, Ints, NodeTable
 from scheduler.model.job import Worker
 from scheduler.model.quantity import WHOLE_GPU_MILLI
-from scheduler.model.snapshot import Snapshot
+from scheduler.model.snapshot import LiveAttempt, Snapshot
 
 
 def shelvable(table: NodeTable, worker: Worker) -> bool:
@@ -58,10 +58,16 @@ class Shelves:
         free: what may be drawn on; not changed.
         of_row: (N,) section of each node, -1 for nodes that take no work.
         price: (sections,) sections are tried from the lowest up.
+        leaving: attempts whose place is in `free` already, and whose quota comes back.
     """
 
     def __init__(
-        self, snapshot: Snapshot, free: Free, of_row: Ints, price: Sequence[float]
+        self,
+        snapshot: Snapshot,
+        free: Free,
+        of_row: Ints,
+        price: Sequence[float],
+        leaving: Iterable[LiveAttempt] = (),
     ) -> None:
         self._table = free.table
         self._free = free
@@ -82,6 +88,9 @@ class Shelves:
         self._kinds: dict[Worker, _Kind] = {}
         self._of_class: dict[str, _Kind] = {}
         self._quotas = Quotas(snapshot)
+        for attempt in leaving:
+            milli = sum(len(task.gpu_ids) * task.gpu_milli for task in attempt.tasks)
+            self._quotas.take(attempt.tenant, -milli)
         self._keeps = _keeps(snapshot, free)
         self._spare = [
             sum(n // keep.gpus for n, here in zip(self._gpus, keep.here, strict=True) if here)

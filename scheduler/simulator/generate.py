@@ -24,6 +24,8 @@ WEEK_S = 604_800.0
 _GRID_S = 600.0
 _SHORTEST_S = 5.0
 _JOBS_MAX = 10_000_000
+# Users declare limits of up to several times the run time (Mu'alem and Feitelson, IEEE TPDS 2001).
+_OVERESTIMATE = 5.0
 
 
 class Family(StrEnum):
@@ -111,6 +113,7 @@ def generate(recipe: Recipe, total_gpus: int, node_gpus: int) -> Workload:
     arrivals = _arrivals(rng, recipe, horizon_s)
     share = 1.0 / np.arange(1, recipe.tenants + 1)
     tenants = rng.choice(recipe.tenants, recipe.jobs, p=share / share.sum())
+    limits = np.ceil(run_s * rng.uniform(1.0, _OVERESTIMATE, recipe.jobs))
     gangs = [gang_of(int(size), node_gpus) for size in gpus]
     return Workload(
         name=f"{recipe.family}-{recipe.jobs}-load{recipe.load:g}-seed{recipe.seed}",
@@ -121,6 +124,7 @@ def generate(recipe: Recipe, total_gpus: int, node_gpus: int) -> Workload:
                 duration_s=float(run_s[place]),
                 tasks=tasks,
                 gpus_per_task=per_task,
+                limit_s=float(limits[place]),
                 tenant=TenantId(f"tenant-{tenants[place]:02d}"),
             )
             for place, (tasks, per_task) in enumerate(gangs)

@@ -186,8 +186,9 @@ def _fairness_chart(study: Study) -> list[str]:
         " fair. The largest tenants."
     )
     labels = [one.tenant for one in largest]
+    names = [run.result.policy for run in study.runs]
     ratio = svg.Axis("held over entitled", low=0.0, tick="{:.3g}".format)
-    return [_card(title, about, svg.dot_rows(title, about, labels, values, ratio))]
+    return [_card(title, about, svg.dot_rows(title, about, labels, names, values, ratio))]
 
 
 def _gap_chart(study: Study, across: svg.Axis) -> list[str]:
@@ -223,8 +224,8 @@ def _figures(study: Study) -> str:
 def _figure_row(figure: Figure, bound: float | None, values: list[float | None]) -> str:
     cells = []
     for place, value in enumerate(values):
-        ratio = ratio_to(figure, value, values[0]) if place else None
-        small = f"<small>x{ratio:.2f}</small>" if ratio is not None else ""
+        ratio = ratio_to(figure, value, values[0]) if place else ""
+        small = f"<small>{ratio}</small>" if ratio else ""
         cells.append(f"<td>{escape(shown(value, figure.unit))}{small}</td>")
     limit = "" if bound is None else escape(shown(bound, figure.unit))
     return (

@@ -176,6 +176,8 @@ class Ledger:
         refused: list[tuple[JobId, str]] = []
         for placement in plan.placements:
             try:
+                if placement.job_id in placed:
+                    raise _RefusedError("the plan places the job twice")
                 self._place(placement, now)
             except _RefusedError as error:
                 refused.append((placement.job_id, str(error)))

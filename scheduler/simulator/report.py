@@ -21,6 +21,7 @@ API_VERSION = "haversack.dev/v1alpha1"
 KIND = "SimulationReport"
 
 _OF_TIMED_RUNS = ("completed", "restarts", "lost_gpu_hours")
+_TWO_DIGITS_FROM = 0.095
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3_600.0, 86_400.0
 
 
@@ -162,16 +163,17 @@ def table(study: Study) -> Table:
 
 def _cell(figure: Figure, value: float | None, first: float | None) -> Text:
     text = Text(shown(value, figure.unit))
-    if (ratio := ratio_to(figure, value, first)) is not None:
-        text.append(f" x{ratio:.2f}", style="dim")
+    if ratio := ratio_to(figure, value, first):
+        text.append(f" {ratio}", style="dim")
     return text
 
 
-def ratio_to(figure: Figure, value: float | None, first: float | None) -> float | None:
-    """`value` over `first`, the first policy's, where that says something."""
-    if not figure.compared or value is None or not first:
-        return None
-    return value / first
+def ratio_to(figure: Figure, value: float | None, first: float | None) -> str:
+    """`value` over `first`, the first policy's, as `x0.73`; "" where that says nothing."""
+    if not (figure.compared and value and first):
+        return ""
+    ratio = value / first
+    return f"x{ratio:.2f}" if ratio >= _TWO_DIGITS_FROM else f"x{ratio:.2g}"
 
 
 def shown(value: float | None, unit: str) -> str:

@@ -115,7 +115,12 @@ def line_chart(title: str, about: str, curves: Sequence[Curve], x: Axis, y: Axis
 
 
 def dot_rows(
-    title: str, about: str, labels: Sequence[str], rows: Sequence[Sequence[float]], x: Axis
+    title: str,
+    about: str,
+    labels: Sequence[str],
+    names: Sequence[str],
+    rows: Sequence[Sequence[float]],
+    x: Axis,
 ) -> str:
     """A row of dots for each label: one for each policy, in the colours of the line charts.
 
@@ -123,6 +128,7 @@ def dot_rows(
         title: what is shown.
         about: in words, for screen readers.
         labels: one for each row.
+        names: of the policies.
         rows: values, shape (labels, policies); NaN draws no dot.
         x: the axis.
     """
@@ -149,8 +155,8 @@ def dot_rows(
         parts += [
             f'<circle class="f{number % len(PALETTE)}" cx="{across.at(value):.1f}" cy="{y}"'
             f' r="5" fill="{colour(number)}" fill-opacity="0.75">'
-            f"<title>{escape(label)}: {escape(x.tick(value))}</title></circle>"
-            for number, value in enumerate(values)
+            f"<title>{escape(f'{label}, {name}: {x.tick(value)}')}</title></circle>"
+            for number, (name, value) in enumerate(zip(names, values, strict=True))
             if math.isfinite(value)
         ]
     parts.append(_label(x.label, (left + WIDTH - _RIGHT) / 2, height - 6))

@@ -6,7 +6,8 @@ Evictions come first, since what was never launched frees its room at once; then
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from sqlalchemy import Row, bindparam, delete, insert, select
@@ -34,6 +35,7 @@ _LIVE_AMONG = select(attempts.c.id, attempts.c.job_id, attempts.c.epoch).where(
     attempts.c.id.in_(bindparam("attempt_ids", expanding=True)), attempts.c.live.is_(True)
 )
 _JOBS_AMONG = select(jobs).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
+_STORED_REASONS = select(reasons.c.class_key, reasons.c.tenant_id, reasons.c.document)
 _EVICTABLE = frozenset({JobState.ASSIGNED, JobState.LAUNCHING, JobState.RUNNING})
 
 
@@ -70,8 +72,8 @@ def commit_plan(
     books = read_books(tx, plan.placements, decision_id, epoch=epoch, now=now, ids=ids)
     outcome = place(books, plan.placements)
     placed, refused = outcome.placed, outcome.refused
-    changed, gone = _changed_reasons(tx, plan.waiting)
-    if not (placed or refused or evicted or changed or gone):
+    told = _reason_changes(tx, plan.waiting)
+    if not (placed or refused or evicted or told.changed or told.gone):
         return CommitReport(None)
     report = CommitReport(decision_id, placed, refused, evicted=evicted)
     revision = tx.next_revision(
@@ -88,7 +90,7 @@ def commit_plan(
         },
         at=now,
     )
-    _write_reasons(tx, changed, gone, decision_id, revision=revision, now=now)
+    _write_reasons(tx, told, decision_id, revision=revision, now=now)
     _write_decision(tx, plan, report, decision, epoch=epoch, revision=revision, now=now)
     return report
 
@@ -124,35 +126,48 @@ def _evict(
     return evicted
 
 
-def _changed_reasons(
-    tx: Transaction, waiting: Iterable[Waiting]
-) -> tuple[dict[str, str], frozenset[str]]:
-    """Reason documents to write by class, and the classes that no longer wait."""
-    stored = {
-        row.class_key: row.document
-        for row in tx.connection.execute(select(reasons.c.class_key, reasons.c.document))
-    }
+@dataclass(frozen=True, slots=True)
+class _ReasonChanges:
+    """How the stored reason records differ from those of a plan.
+
+    Attributes:
+        changed: documents to write, by class.
+        gone: classes that no longer wait.
+        tenants: tenant of each class that has a record already; a class never changes it.
+    """
+
+    changed: Mapping[str, str]
+    gone: frozenset[str]
+    tenants: Mapping[str, str]
+
+
+def _reason_changes(tx: Transaction, waiting: Iterable[Waiting]) -> _ReasonChanges:
+    stored = {row.class_key: row for row in tx.connection.execute(_STORED_REASONS)}
     wanted = {record.class_key: codec.text(record) for record in waiting}
-    changed = {key: text for key, text in wanted.items() if stored.get(key) != text}
-    return changed, frozenset(stored.keys() - wanted.keys())
+    changed = {
+        key: text
+        for key, text in wanted.items()
+        if key not in stored or stored[key].document != text
+    }
+    known = {key: row.tenant_id for key, row in stored.items() if row.tenant_id != SYSTEM_TENANT}
+    return _ReasonChanges(changed, frozenset(stored.keys() - wanted.keys()), known)
 
 
 def _write_reasons(
     tx: Transaction,
-    changed: Mapping[str, str],
-    gone: frozenset[str],
+    changes: _ReasonChanges,
     decision_id: DecisionId,
     *,
     revision: int,
     now: UtcSeconds,
 ) -> None:
-    old = sorted(gone | changed.keys())
+    old = sorted(changes.gone | changes.changed.keys())
     for start in range(0, len(old), _CHUNK):
         keys = old[start : start + _CHUNK]
         tx.connection.execute(delete(reasons).where(reasons.c.class_key.in_(keys)))
-    if not changed:
+    if not changes.changed:
         return
-    tenants = _tenants_of(tx, changed)
+    tenants = {**changes.tenants, **_tenants_of(tx, changes.changed.keys() - changes.tenants)}
     tx.connection.execute(
         insert(reasons),
         [
@@ -164,20 +179,24 @@ def _write_reasons(
                 "document": text,
                 "revision": revision,
             }
-            for key, text in sorted(changed.items())
+            for key, text in sorted(changes.changed.items())
         ],
     )
 
 
-def _tenants_of(tx: Transaction, class_keys: Iterable[str]) -> dict[str, str]:
-    """Tenant of each class of waiting jobs; a class whose jobs all left meanwhile has none."""
+def _tenants_of(tx: Transaction, class_keys: Collection[str]) -> dict[str, str]:
+    """Tenant of each class of waiting jobs; a class whose jobs all left meanwhile has none.
+
+    Cost: goes over all waiting jobs, unless no class is asked for.
+    """
+    if not class_keys:
+        return {}
     waiting = tx.connection.execute(
         select(jobs.c.class_key, jobs.c.tenant_id)
         .where(jobs.c.state == JobState.PENDING.value)
         .distinct()
     )
-    wanted = set(class_keys)
-    return {row.class_key: row.tenant_id for row in waiting if row.class_key in wanted}
+    return {row.class_key: row.tenant_id for row in waiting if row.class_key in class_keys}
 
 
 def _write_decision(

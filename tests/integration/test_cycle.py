@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from support.builders import job_spec, virtual_node
 from support.clock import ManualClock
 from support.local_solver import LocalSolver
@@ -20,7 +21,7 @@ from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort
 from scheduler.model.quantity import DEFAULT_TENANT, UtcSeconds
 from scheduler.model.view import JobView
-from scheduler.store import attempts, lease
+from scheduler.store import attempts, lease, tables
 from scheduler.store.cycles import DatabaseCycleStore
 from scheduler.store.database import Database, Transaction
 from scheduler.store.transitions import apply_event
@@ -107,6 +108,23 @@ def test_a_waiting_job_is_told_why(desk: Desk) -> None:
     told = desk.office.ask(service.explain, ROOT, job.id, now=desk.office.now)
     assert [reason.code for reason in told.reasons] == ["waiting-capacity", "behind-priority"]
     assert (told.reasons[0].need, told.reasons[0].free) == (8, 0)
+
+
+def test_a_job_that_cannot_be_read_is_planned_once(desk: Desk) -> None:
+    broken, sound = (desk.office.submit(spec=job_spec(gpus=1)) for _ in range(2))
+    desk.office.write(
+        lambda tx: tx.connection.execute(
+            sa.update(tables.jobs).where(tables.jobs.c.id == broken.id).values(document="{}")
+        )
+    )
+    report = desk.cycle()
+    assert (report.placed, [job_id for job_id, _ in report.refused]) == ((sound.id,), [broken.id])
+    # A refusal makes the conductor look again at once; that must be the end of it.
+    again = desk.cycle(force=True)
+    assert (again.decided, again.waiting) == (False, 0)
+    told = desk.office.ask(service.explain, ROOT, broken.id, now=desk.office.now)
+    assert [reason.code for reason in told.reasons] == ["quarantined"]
+    assert "this version cannot read its stored document" in told.summary
 
 
 def test_an_unsafe_plan_is_not_carried_out_and_kept_for_replay(

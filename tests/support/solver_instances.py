@@ -3,7 +3,7 @@
 8 GPUs a node, three GPU models, four pools, three price classes, racks of 16, 70 to 95 % held in
 fragments. Queues ask about four times what is free: `philly` is mostly single GPUs with few large
 gangs (the sizes of the public Philly trace), `gang` half 8-GPU and multi-node gangs, `cpu` is
-philly with tasks that ask more CPU and memory than a GPU's share of its node.
+philly with tasks that ask as much CPU and memory as their GPUs' share of a node, half of them more.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Family:
 
 
 _MODEST = ((4_000, 32_000), (6_000, 48_000), (8_000, 64_000), (10_000, 100_000))
-_HUNGRY = ((6_000, 48_000), (12_000, 120_000), (20_000, 150_000), (28_000, 240_000))
+_HUNGRY = ((6_000, 60_000), (10_000, 100_000), (14_000, 140_000), (18_000, 180_000))
 _PHILLY = (
     (66.0, 1, 1),
     (10.0, 1, 2),

@@ -243,6 +243,10 @@ def epochs_rise(now: State) -> Iterator[str]:
     for decision in now.news.decisions:
         if decision.epoch != epoch:
             yield f"epoch {decision.epoch} decides while {epoch} leads"
+    led = Counter(daemon.epoch for daemon in now.daemons if daemon.epoch)
+    for taken, leaders in led.items():
+        if leaders > 1:
+            yield f"{leaders} daemons lead under epoch {taken}"
     claimed = {row.attempt_id for row in now.before.intents if row.state == "claimed"}
     for row in now.books.intents:
         if row.state == "claimed" and row.attempt_id not in claimed and row.epoch != epoch:
@@ -346,7 +350,7 @@ def everything_bounded(now: State) -> Iterator[str]:
         # Those that came back to the queue are seen late: count who never left it.
         waiting = [
             job
-            for job in (*entered, *now.before.jobs.values())
+            for job in now.books.jobs.values()
             if (job.tenant_id, job.state, job.history_seq) == (tenant, _PENDING, 1)
         ]
         if len(waiting) > WAITING_JOBS_MAX:

@@ -77,7 +77,11 @@ class _Connection(sqlite3.Connection):
 
 
 class Disk:
-    """The one connection of this process, and the database that schedules start from."""
+    """The one connection of this process, and the database that schedules start from.
+
+    Attributes:
+        spoil: statement that damages the schema of every schedule, for planted bugs.
+    """
 
     def __init__(self) -> None:
         """Migrate and seed once."""
@@ -88,6 +92,7 @@ class Disk:
         with self.engine.begin() as connection:
             schema.prepare(connection, now=UtcSeconds(WALL_START_S))
             _add_tenant(connection, OTHER_TENANT)
+        self.spoil = ""
         self._blank = sqlite3.connect(":memory:", check_same_thread=False)
         self.driver.backup(self._blank)
 
@@ -107,6 +112,8 @@ class Disk:
             self.driver.rollback()
         self.driver.judge = None
         self._blank.backup(self.driver)
+        if self.spoil:
+            self.driver.execute(self.spoil)
         self.forget_memories()
 
     def close(self) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import pytest
 from support.clusters import (
     DGX1_V100,
     NOW,
@@ -13,11 +15,13 @@ from support.clusters import (
     snapshot_of,
     two_domains,
 )
+from support.rooms import room_of
 
 from policies.priority_age import PriorityAge
-from scheduler.allocation.feasibility import problem_of
-from scheduler.allocation.bins import place
-from scheduler.allocation.bins import best_greedy
+from scheduler.allocation.gangs import gangs_of
+from scheduler.allocation.gpu_choice import place
+from scheduler.allocation.greedy import best_greedy
+from scheduler.allocation.worth import Worth
 from scheduler.model.job import JobShape, Topology
 from scheduler.model.node import Node
 from scheduler.model.plan import Placement
@@ -29,8 +33,9 @@ def placed(
 ) -> tuple[Placement, ...]:
     jobs = [make_job(f"{n}", what) for n, what in enumerate(shapes)]
     snapshot = snapshot_of(nodes, jobs, live)
-    found = problem_of(snapshot, PriorityAge().order(jobs, NOW))
-    return place(found, best_greedy(found), "greedy")
+    gangs, worth = gangs_of(PriorityAge().order(jobs, NOW)), Worth(snapshot)
+    packing = best_greedy(lambda: room_of(snapshot), gangs, worth)
+    return place(snapshot.columns.table, gangs, packing, worth, "greedy")
 
 
 def test_the_best_pair_is_taken_and_the_reason_says_so() -> None:
@@ -52,7 +57,7 @@ def test_tasks_of_a_gang_share_one_good_set_cut_along_its_ring() -> None:
     assert all(DGX1_V100[a][b] for a, b in neighbours)
 
 
-def test_domain_bound_gangs_choose_first() -> None:
+def test_a_loose_gang_leaves_whole_domains_to_those_that_need_them() -> None:
     node = make_node("a", board=two_domains())
     live = [occupy(node, [0, 1])]
     wants = [shape(1, tasks=2), shape(1, tasks=4, topology=Topology.SAME_NVLINK)]
@@ -86,3 +91,26 @@ def test_of_equally_free_nodes_the_better_linked_one_is_taken() -> None:
     for what in (shape(2), shape(1, tasks=2)):
         (gang,) = placed(nodes, [what], live)
         assert {gpu for task in gang.tasks for gpu in task.gpu_ids} == {"b-0", "b-3"}
+
+
+def test_tasks_that_share_a_gpu_name_it_and_their_part() -> None:
+    what = replace(shape(0, tasks=3), gpu_milli=460)
+    (gang,) = placed([make_node("a", gpus=2)], [what])
+    assert [task.gpu_ids for task in gang.tasks] == [("a-0",), ("a-0",), ("a-1",)]
+    assert {task.gpu_milli for task in gang.tasks} == {460}
+    assert gang.why == "greedy; on a, 460 thousandths of GPU 0,0,1"
+
+
+def test_a_gpu_is_found_by_its_index_even_if_another_is_gone() -> None:
+    whole = make_node("a", gpus=4)
+    node = replace(whole, gpus=(whole.gpus[0], whole.gpus[3]))
+    (job,) = placed([node], [shape(2)])
+    assert job.tasks[0].gpu_ids == ("a-0", "a-3")
+
+
+def test_an_elastic_gang_is_worth_more_with_every_task() -> None:
+    what = replace(shape(1, tasks=2), tasks_max=4)
+    (small,) = placed([make_node("a", gpus=2)], [what])
+    (large,) = placed([make_node("a", gpus=8)], [what])
+    assert (len(small.tasks), len(large.tasks)) == (2, 4)
+    assert large.value == pytest.approx(1.5 * small.value)

@@ -158,3 +158,39 @@ def test_a_pool_hides_the_other_nodes() -> None:
     reason = never_fits(shape(gpus=8, pool="gold"), nodes)
     assert reason is not None
     assert reason.largest_block == 2
+
+
+def test_a_task_takes_gpus_of_one_model_of_a_mixed_node() -> None:
+    plain = _node("m", 8)
+    gpus = tuple(replace(gpu, model="A100") if gpu.index < 4 else gpu for gpu in plain.gpus)
+    mixed = [replace(plain, gpus=gpus)]
+    reason = never_fits(shape(gpus=6), mixed)
+    assert reason is not None
+    assert (reason.need, reason.largest_block) == (6, 4)
+    assert never_fits(shape(gpus=4, tasks=2), mixed) is None
+    assert never_fits(shape(gpus=3, tasks=3), mixed) is not None, "3 + 3, one of each model is left"
+    assert never_fits(shape(gpus=4, tasks=2, topology=Topology.SAME_NODE), mixed) is not None
+
+
+def test_shares_of_a_gpu_are_counted_gpu_by_gpu() -> None:
+    one = [_node("a", 2)]
+    share = replace(shape(gpus=0), gpu_milli=460)
+    assert never_fits(replace(share, tasks=4, tasks_max=4), one) is None
+    reason = never_fits(replace(share, tasks=5, tasks_max=5), one)
+    assert reason is not None
+    assert (reason.dimension, reason.need, reason.free) == ("gpus", 5, 4)
+    assert "5 tasks x 1 shares of 460 thousandths of a gpu" in reason.message
+    bound = replace(share, tasks=5, tasks_max=5, topology=Topology.SAME_NODE)
+    assert never_fits(bound, [_node("a", 2), _node("b", 2)]) is not None
+    assert never_fits(bound, [_node("a", 3)]) is None
+    reason = never_fits(share, [_node("a", 0)])
+    assert reason is not None
+    assert reason.message.startswith("task asks 1 shares of 460 thousandths of a gpu; the largest")
+    reason = never_fits(replace(share, gpu_models=("A100",)), one)
+    assert reason is not None
+    assert "no node has a GPU of model A100" in reason.message
+
+
+def test_an_elastic_gang_is_judged_by_its_smallest_size() -> None:
+    assert never_fits(replace(shape(gpus=8), tasks_max=64), CLUSTER) is None
+    assert never_fits(replace(shape(gpus=8, tasks=3), tasks_max=64), CLUSTER) is not None

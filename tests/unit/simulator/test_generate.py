@@ -24,6 +24,7 @@ def test_the_load_is_the_one_asked_for(family: Family) -> None:
     work = sum(job.gpus * job.duration_s for job in load.jobs)
     span = load.jobs[-1].submit_s
     assert load.jobs[0].submit_s == 0.0
+    assert all(1.0 <= (job.limit_s or 0.0) / job.duration_s < 6.0 for job in load.jobs)
     assert work / (640 * span) == pytest.approx(0.8, rel=0.02)
     assert [job.submit_s for job in load.jobs] == sorted(job.submit_s for job in load.jobs)
 

@@ -11,6 +11,8 @@ part fits are worth nothing already, so a rare small part goes there and not ont
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from policies.node_states import NodeStates
@@ -36,11 +38,14 @@ class Balance:
 
     def of(self, states: NodeStates) -> Floats:
         """(R,) thousandths of a GPU that each state can feed. O(R (G + log K))."""
-        free: Floats = self.worth[states.gpu].sum(axis=1)
+        free: Floats = self.worth.take(states.gpu).sum(axis=1)
+        if len(self._cpu) == 1:
+            fed = self._cpu[0].of(free, states.cpu) + self._memory[0].of(free, states.memory)
+            return fed / 2
         group = self._group[states.row]
         fed = np.zeros(states.row.size)
         for number, (cpu, memory) in enumerate(zip(self._cpu, self._memory, strict=True)):
-            here = slice(None) if len(self._cpu) == 1 else (group == number).nonzero()[0]
+            here = (group == number).nonzero()[0]
             fed[here] = (
                 cpu.of(free[here], states.cpu[here]) + memory.of(free[here], states.memory[here])
             ) / 2
@@ -76,21 +81,26 @@ class _Feed:
 def fillable(mix: TypicalMix) -> Floats:
     """(1001,) the largest sum of typical parts, with repetition, that each free share can hold.
 
-    A GPU that is entirely free counts in full. O(1000 parts / smallest part).
+    A GPU that is entirely free counts in full. The mix has no CPU work.
     """
-    counts: dict[int, float] = {}
-    parts = (mix.gpu_milli < WHOLE_GPU_MILLI).nonzero()[0]
-    for part in parts.tolist():
-        size = int(mix.gpu_milli[part])
-        counts[size] = counts.get(size, 0.0) + float(mix.share[part])
+    part = mix.gpu_milli < WHOLE_GPU_MILLI
+    sizes, at = np.unique(mix.gpu_milli[part], return_inverse=True)
+    counts = np.bincount(at, weights=mix.share[part], minlength=sizes.size)
+    order = np.argsort(-counts, kind="stable")
+    enough = np.searchsorted(counts[order].cumsum(), PARTS_COVER * counts.sum()) + 1
+    return _sums_of(tuple(sorted(sizes[order[:enough]].tolist())))
+
+
+@lru_cache(maxsize=64)
+def _sums_of(sizes: tuple[int, ...]) -> Floats:
+    """As `fillable`, of these sizes, each from 1 to 999. O(1000 sizes / smallest size)."""
     reached = np.zeros(WHOLE_GPU_MILLI + 1, dtype=np.bool_)
     reached[[0, WHOLE_GPU_MILLI]] = True
-    enough, covered = PARTS_COVER * sum(counts.values()), 0.0
-    for size, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if covered >= enough:
-            break
-        covered += count
+    for size in sizes:
+        # Each block of this length may add one more to what the block before it reached.
         for start in range(0, WHOLE_GPU_MILLI + 1 - size, size):
             after = reached[start + size : start + 2 * size]
             after |= reached[start : start + after.size]
-    return np.maximum.accumulate(np.where(reached, np.arange(WHOLE_GPU_MILLI + 1.0), 0.0))
+    worth: Floats = np.maximum.accumulate(np.where(reached, np.arange(WHOLE_GPU_MILLI + 1.0), 0.0))
+    worth.flags.writeable = False
+    return worth

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from policies.best_fit import BestFit
+from policies.fgd import Fgd
 from policies.fifo import Fifo
 from policies.least_attained import LeastAttained
+from policies.lowest_index import LowestIndex
+from policies.placement_score import PlacementScore
 from policies.priority_age import PriorityAge
+from policies.random_fit import RandomFit
 from policies.shortest_first import ShortestFirst, SmallestFirst
 from scheduler.model.ports import Admission, Preemption, Profile, QueueOrder, Sees
 
@@ -26,6 +30,14 @@ PROFILES: Mapping[str, Callable[[], Profile]] = {
     "srsf-oracle": lambda: _repacking("srsf-oracle", SmallestFirst(), Sees.DURATIONS),
     # Baselines of placement: where, for jobs in order of arrival.
     "best-fit": lambda: Profile("best-fit", Fifo(), BestFit(), Admission.SKIP),
+    "fgd": lambda: Profile("fgd", Fifo(), Fgd(), Admission.SKIP),
+    "fgd-random-ties": lambda: Profile(
+        "fgd-random-ties", Fifo(), Fgd(random_ties=True), Admission.SKIP
+    ),
+    "lowest-index": lambda: Profile("lowest-index", Fifo(), LowestIndex(), Admission.SKIP),
+    "random": lambda: Profile("random", Fifo(), RandomFit(), Admission.SKIP),
+    # Our own placement, for jobs in order of arrival.
+    "placement": lambda: Profile("placement", Fifo(), PlacementScore(), Admission.SKIP),
 }
 
 

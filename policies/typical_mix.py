@@ -8,7 +8,7 @@ of what it is given.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -53,11 +53,33 @@ class Footprint:
         )
 
 
+_Numbers = tuple[int, int, int, int]
+_Key = tuple[_Numbers, tuple[str, ...], str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """What is worked out once for each shape.
+
+    Attributes:
+        key: gives footprints an order that does not depend on who came first.
+        workers: how many such workers one job has.
+    """
+
+    footprint: Footprint
+    key: _Key
+    workers: int
+
+
 @lru_cache(maxsize=4_096)
-def _typical(shape: JobShape) -> tuple[Footprint, int]:
-    """What a shape's workers take, and how many there are."""
+def _known(shape: JobShape, by_memory: bool) -> _Known:  # noqa: FBT001 - a cache takes no keywords
     worker = shape.worker
-    return Footprint.of(worker), shape.tasks // shape.tasks_per_worker * worker.parts
+    what = Footprint.of(worker)
+    if not by_memory:
+        what = replace(what, memory_mib=0)
+    numbers = (what.gpus, what.gpu_milli, what.cpu_milli, what.memory_mib)
+    workers = shape.tasks // shape.tasks_per_worker * worker.parts
+    return _Known(what, (numbers, what.gpu_models, what.pool), workers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,21 +111,19 @@ class TypicalMix:
 
         Cost: O(K log K) for K shapes.
         """
-        counts: dict[Footprint, int] = {}
+        counts: dict[_Key, int] = {}
+        footprints: dict[_Key, Footprint] = {}
         for shape, jobs in mix.items():
-            what, workers = _typical(shape)
-            if not by_memory:
-                what = _without_memory(what)
-            counts[what] = counts.get(what, 0) + jobs * workers
-        # Equal counts in an order that does not depend on who came first.
-        ranked = sorted(counts.items(), key=lambda item: (-item[1], _key(item[0])))[:SHAPES_MAX]
-        count = np.array([workers for _, workers in ranked], dtype=np.float64)
+            known = _known(shape, by_memory)
+            counts[known.key] = counts.get(known.key, 0) + jobs * known.workers
+            footprints[known.key] = known.footprint
+        ranked = sorted((-workers, key) for key, workers in counts.items())[:SHAPES_MAX]
+        count = np.array([-workers for workers, _ in ranked], dtype=np.float64)
         enough = int(np.searchsorted(count.cumsum(), cover * count.sum())) + 1
-        chosen = tuple(what for what, _ in ranked[:enough])
         count = count[:enough]
-        fields = [(each.gpus, each.gpu_milli, each.cpu_milli, each.memory_mib) for each in chosen]
-        table = np.array(fields, dtype=np.int64).reshape(-1, 4)
-        return cls(chosen, count / max(1.0, count.sum()), *table.T)
+        keys = [key for _, key in ranked[:enough]]
+        table = np.array([key[0] for key in keys], dtype=np.int64).reshape(-1, 4)
+        return cls(tuple(footprints[key] for key in keys), count / max(1.0, count.sum()), *table.T)
 
     def only(self, which: Bools) -> TypicalMix:
         """The (K,) footprints where `which` holds; shares sum to 1 again."""
@@ -122,22 +142,6 @@ class TypicalMix:
         share = self.share * weight
         share /= max(share.sum(), np.finfo(np.float64).tiny)
         return TypicalMix(self.footprints, share, self.gpus, self.gpu_milli, self.cpu, self.memory)
-
-
-def _key(what: Footprint) -> tuple[object, ...]:
-    return (
-        what.gpus,
-        what.gpu_milli,
-        what.cpu_milli,
-        what.memory_mib,
-        what.gpu_models,
-        what.pool,
-    )
-
-
-@lru_cache(maxsize=4_096)
-def _without_memory(what: Footprint) -> Footprint:
-    return Footprint(what.gpus, what.gpu_milli, what.cpu_milli, 0, what.gpu_models, what.pool)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,74 +6,126 @@ first, so that a caller who must stop early has something, then better ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from scheduler.allocation import knapsack
-from scheduler.allocation.bins import Packing, best_greedy, by_density, pack, place, worth
-from scheduler.allocation.coarse import coarsened
+from scheduler.allocation.evictions import Victim, victims_of
 from scheduler.allocation.explain import explain
-from scheduler.allocation.feasibility import Problem, problem_of
-from scheduler.allocation.highs import Limits
-from scheduler.allocation.knapsack import Solved
+from scheduler.allocation.gangs import Gang, gangs_of
+from scheduler.allocation.gpu_choice import place
+from scheduler.allocation.optimise import Candidate, Memory, Task, greedy, grown_worth, improve
+from scheduler.allocation.room import Loads, Room
 from scheduler.allocation.sequential import decide_in_line
 from scheduler.allocation.verify import verify
-from scheduler.model.plan import Plan, SolverReport
-from scheduler.model.ports import Admission, Effort, OrderedJob, Profile
-from scheduler.model.quantity import UtcSeconds
+from scheduler.allocation.worth import Worth
+from scheduler.model.plan import Eviction, Plan, Reservation, SolverReport
+from scheduler.model.ports import Admission, Effort, OrderedJob, Preemption, Profile
+from scheduler.model.quantity import JobId, UtcSeconds
 from scheduler.model.snapshot import Snapshot
-
-SQUEAKY_ROUNDS = 8
-BETTER = 1e-9
-"""Relative improvement below which two objectives are the same."""
-CLAIM_TOLERANCE = 1e-6
-"""How far below a known value a solver's bound may be by rounding."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    packing: Packing
-    bound: float
-    report: SolverReport
 
 
 def decide(
-    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
+    snapshot: Snapshot,
+    profile: Profile,
+    effort: Effort,
+    now: UtcSeconds,
+    seed: int,
+    memory: Memory | None = None,
 ) -> Iterator[Plan]:
     """Yield ever better complete, verified plans; the last one is the decision.
 
     Args:
         snapshot: the cluster and who waits.
-        profile: who is next, what each job is worth, and where it should sit.
+        profile: who is next, what each job is worth, where it should sit, and who must yield.
         effort: deterministic limits of the work.
         now: the cycle's instant.
-        seed: the solver's seed.
+        seed: the solver's seed, and that of node scores that break ties at random.
+        memory: what the decision before left, to start the solver warm; changed.
 
     Yields:
-        for a profile whose admission goes down the line, its one plan. Else the greedy plan; the
-        plan of the LP relaxation with its proven bound; the plan of the exact
-        knapsack, unless the gap is closed by then or the model has more than `effort.columns_max`
-        columns. Equal arguments give equal plans.
+        for a profile whose admission goes down the line, its one plan. Else the greedy plan, then
+        the plans of `optimise.improve`, until the proven gap is at most `effort.gap_target` or the
+        effort is spent. Equal arguments give equal plans.
 
     Raises:
-        AssertionError: the greedy plan fails verification, which is a bug here.
+        AssertionError: the first plan fails verification, which is a bug here.
     """
     if profile.admission is not Admission.KNAPSACK:
         plan, ordered = decide_in_line(snapshot, profile, effort, now, seed)
         _require_sound(plan, snapshot, ordered)
         yield plan
         return
-    ordered = profile.order.order(tuple(snapshot.waiting.values()), now)
-    problem = problem_of(snapshot, ordered, order_max=effort.order_max)
-    greedy = _greedy(problem)
-    best = _plan(snapshot, problem, greedy, now)
-    _require_sound(best, snapshot, ordered)
+    desk = _desk(snapshot, profile, effort, now, seed)
+    packing = greedy(desk.task, most=effort.placements_max)
+    best = _plan(desk, desk.incumbent(packing))
+    _require_sound(best, snapshot, desk.ordered)
     yield best
-    if best.gap <= effort.gap_target:
+    if best.gap <= effort.gap_target or best.solver.deferred:
         return
-    for candidate in _improve(problem, greedy, effort, seed):
-        best = _checked(snapshot, ordered, problem, candidate, best, now)
+    for candidate in improve(desk.task, packing, effort, seed, memory):
+        best = _checked(desk, candidate, best)
         yield best
+
+
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """All that one decision of the knapsack works with.
+
+    Attributes:
+        ordered: the waiting jobs that may start, best first.
+        skipped: how many more there are beyond the effort's `order_max`.
+    """
+
+    snapshot: Snapshot
+    profile: Profile
+    effort: Effort
+    now: UtcSeconds
+    seed: int
+    ordered: Sequence[OrderedJob]
+    skipped: int
+    task: Task
+
+    @property
+    def gangs(self) -> Sequence[Gang]:
+        """The front of the queue."""
+        return self.task.gangs
+
+    def room(self) -> Room:
+        """A fresh working copy of what is free."""
+        return self.task.rooms()
+
+    def incumbent(self, packing: dict[int, Loads]) -> Candidate:
+        """The greedy packing, bounded by what all that may start would be worth."""
+        most = self.effort.placements_max
+        worths = [gang.value * grown_worth(gang) for gang in self.gangs]
+        if len(worths) > most:
+            worths = sorted(worths, reverse=True)[:most]
+        value = self.task.worth.total(self.gangs, packing)
+        bound = max(value, math.fsum(worths))
+        return Candidate(packing, (), value, bound, "greedy" if packing else "empty")
+
+
+def _desk(
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
+) -> _Desk:
+    # While a job is on its way out, what it leaves is not known: nobody else is stopped meanwhile.
+    evicts = profile.preemption is Preemption.EVICT and not any(
+        attempt.stopping for attempt in snapshot.live.values()
+    )
+    running = [a.as_waiting(now) for a in snapshot.live.values() if a.preemptible and evicts]
+    line = profile.order.order((*snapshot.waiting.values(), *running), now)
+    ordered = [entry for entry in line if entry.job.id in snapshot.waiting] if running else line
+    standing = [entry for entry in line if entry.job.id not in snapshot.waiting] if running else ()
+    task = Task(
+        snapshot,
+        gangs_of(ordered[: effort.order_max]),
+        lambda: Room(snapshot, profile.score, seed),
+        Worth(snapshot),
+        victims_of(snapshot, standing, now) if standing else (),
+    )
+    skipped = max(0, len(ordered) - effort.order_max)
+    return _Desk(snapshot, profile, effort, now, seed, ordered, skipped, task)
 
 
 def _require_sound(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> None:
@@ -81,110 +133,89 @@ def _require_sound(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]
     assert not violations, f"{plan.solver.stage} plan is unsound: {violations[0].message}"
 
 
-def _greedy(problem: Problem) -> _Candidate:
-    packing = best_greedy(problem)
-    value = worth(problem, packing)
-    report = SolverReport("greedy" if packing else "empty", value, skipped=problem.skipped)
-    return _Candidate(packing, float(sum(gang.value for gang in problem.gangs)), report)
+def _plan(desk: _Desk, candidate: Candidate) -> Plan:
+    """The candidate as a complete value: GPUs chosen, reasons told.
 
-
-def _improve(
-    problem: Problem, greedy: _Candidate, effort: Effort, seed: int
-) -> Iterator[_Candidate]:
-    """Candidates of solvers, each at least as good as the one before, with ever sharper bounds."""
-    limits = Limits(effort.milp_nodes_max, effort.gap_target, seed)
-    exact = problem.columns <= effort.columns_max
-    model = knapsack.build(problem if exact else coarsened(problem))
-    relaxed = knapsack.relax(model, limits)
-    followed = _follow(problem, relaxed.admitted)
-    best = _merged(problem, greedy, "lp", replace(relaxed, packing=followed), len(model.columns))
-    yield best
-    if exact and worth(problem, best.packing) < best.bound * (1 - effort.gap_target):
-        solved = knapsack.optimise(model, best.packing, limits)
-        if solved.packing is not None:
-            solved = replace(solved, packing=_compact(problem, solved.packing))
-        yield _merged(problem, best, "milp", solved, len(model.columns))
-
-
-def _merged(
-    problem: Problem, before: _Candidate, stage: str, solved: Solved, columns: int
-) -> _Candidate:
-    """The better packing of two, with the lower bound that can be believed."""
-    packing, report = before.packing, before.report
-    if solved.packing and worth(problem, solved.packing) > worth(problem, packing) * (1 + BETTER):
-        packing, report = solved.packing, replace(report, stage=stage)
-    value = worth(problem, packing)
-    bound, proved, notes = before.bound, False, solved.notes
-    if solved.bound < value * (1 - CLAIM_TOLERANCE):
-        notes = (*notes, f"claimed bound {solved.bound:g} is below a plan worth {value:g}")
-    elif solved.bound <= bound:
-        bound, proved = solved.bound, solved.proved
-    report = replace(
-        report,
-        columns=columns,
-        nodes_explored=solved.nodes,
-        proved=proved,
-        notes=(*report.notes, *notes),
+    Who needs the place of somebody who has yet to leave gets a reservation, and starts in the
+    cycle that finds the place free.
+    """
+    task, now = desk.task, desk.now
+    at_once, later = _split(desk, candidate)
+    table = desk.snapshot.columns.table
+    placements = place(table, task.gangs, at_once, task.worth, candidate.stage)
+    promised = place(table, task.gangs, later, task.worth, candidate.stage)
+    evictions = _evictions(task, candidate)
+    most = desk.effort.placements_max
+    full = len(candidate.packing) >= most
+    report = SolverReport(
+        candidate.stage,
+        greedy_value=candidate.value,
+        columns=candidate.columns,
+        nodes_explored=candidate.nodes,
+        proved=candidate.proved,
+        skipped=desk.skipped,
+        deferred=len(task.gangs) - len(candidate.packing) if full else 0,
+        notes=candidate.notes,
     )
-    return _Candidate(packing, max(bound, value), report)
-
-
-def _follow(problem: Problem, admitted: Sequence[int]) -> Packing:
-    """Pack what the LP admits, then fill up by density.
-
-    Gangs that fail to find a place go first in the next round (the squeaky wheel).
-    """
-    wheel = sorted(admitted, key=lambda gang: (-problem.gangs[gang].share, gang))
-    chosen = frozenset(admitted)
-    rest = [gang for gang in by_density(problem.gangs) if gang not in chosen]
-    best: Packing = {}
-    for _ in range(SQUEAKY_ROUNDS):
-        packing = pack(problem, [*wheel, *rest])
-        if worth(problem, packing) > worth(problem, best) * (1 + BETTER):
-            best = packing
-        failed = [gang for gang in wheel if gang not in packing]
-        if not failed:
-            break
-        wheel = [*failed, *(gang for gang in wheel if gang in packing)]
-    return best
-
-
-def _compact(problem: Problem, packing: Packing) -> Packing:
-    """The same gangs packed by the greedy packer, if it finds room for all, and the rest filled up.
-
-    The greedy packer keeps gangs together. Filling up matters because a solver may stop at its gap
-    target with room left that a job of little value could use.
-    """
-    largest_first = sorted(packing, key=lambda gang: (-problem.gangs[gang].share, gang))
-    again = pack(problem, largest_first)
-    kept = again if len(again) == len(packing) else packing
-    return pack(problem, by_density(problem.gangs), base=kept)
-
-
-def _plan(snapshot: Snapshot, problem: Problem, candidate: _Candidate, now: UtcSeconds) -> Plan:
-    """The candidate as a complete value: GPUs chosen, reasons told."""
-    placements = place(problem, candidate.packing, candidate.report.stage)
     return Plan(
-        snapshot_revision=snapshot.revision,
+        snapshot_revision=desk.snapshot.revision,
         placements=placements,
-        waiting=explain(snapshot, placements, now),
-        value=worth(problem, candidate.packing),
+        evictions=evictions,
+        reservations=tuple(
+            Reservation(
+                each.job_id,
+                tuple(dict.fromkeys(task.node_id for task in each.tasks)),
+                now,
+                each.value,
+            )
+            for each in promised
+        ),
+        waiting=explain(desk.snapshot, placements, now, evictions),
+        value=candidate.value,
         bound=candidate.bound,
-        solver=candidate.report,
+        solver=report,
     )
 
 
-def _checked(
-    snapshot: Snapshot,
-    ordered: Sequence[OrderedJob],
-    problem: Problem,
-    candidate: _Candidate,
-    best: Plan,
-    now: UtcSeconds,
-) -> Plan:
+def _split(desk: _Desk, candidate: Candidate) -> tuple[dict[int, Loads], dict[int, Loads]]:
+    """Loads that are free now, and those that are once the evicted are gone."""
+    if not candidate.evicted:
+        return dict(candidate.packing), {}
+    room = desk.room()
+    at_once: dict[int, Loads] = {}
+    later: dict[int, Loads] = {}
+    for index in sorted(candidate.packing):
+        gang, loads = desk.gangs[index], candidate.packing[index]
+        milli = gang.worker.milli * sum(load.workers for load in loads)
+        free = room.quotas.admits(gang.job.tenant, milli) and room.take(gang, loads)
+        (at_once if free else later)[index] = loads
+    return at_once, later
+
+
+def _evictions(task: Task, candidate: Candidate) -> tuple[Eviction, ...]:
+    """Who stops, each for the most valuable gang that takes a part of its place."""
+    return tuple(
+        Eviction(victim.attempt.id, _heir(task, candidate, victim), victim.cost)
+        for victim in sorted(candidate.evicted, key=lambda victim: victim.attempt.id)
+    )
+
+
+def _heir(task: Task, candidate: Candidate, victim: Victim) -> JobId:
+    rows = frozenset(victim.rows)
+    heirs = [
+        index
+        for index, loads in candidate.packing.items()
+        if any(load.row in rows for load in loads)
+    ]
+    best = min(heirs or candidate.packing, key=lambda index: (-task.gangs[index].value, index))
+    return task.gangs[best].job.id
+
+
+def _checked(desk: _Desk, candidate: Candidate, best: Plan) -> Plan:
     """The candidate's plan, or the best one so far with a note when that one is unsound."""
-    plan = _plan(snapshot, problem, candidate, now)
-    violations = verify(plan, snapshot, ordered)
+    plan = _plan(desk, candidate)
+    plan = replace(plan, solver=replace(plan.solver, greedy_value=best.solver.greedy_value))
+    violations = verify(plan, desk.snapshot, desk.ordered)
     if not violations:
         return plan
     note = f"{plan.solver.stage} plan refused: {violations[0].message}"

@@ -113,16 +113,17 @@ class CycleSettings(_Section):
 class PlacementSettings(_Section):
     """How much each quality of a place counts when several places hold a job.
 
-    The first six choose between places and compare directly. `price_value` and the prices enter
+    The first six choose between places. Their terms are in GPUs: with a weight of 1, the term
+    counts like that many GPUs lost (ADR-0006 has the measurements). `price_value` and the prices enter
     the objective itself: a job may wait for a cheaper node when it is not worth the price.
 
     Attributes:
-        fragmentation_weight: expected loss of room for the usual mix of jobs (FGD, ATC'23).
-        tightness_weight: leave as little as possible free on the node (best fit).
-        balance_weight: keep CPU and memory beside the GPUs that stay free.
-        topology_weight: prefer well-linked GPUs for gangs, whole racks for large ones.
-        spread_weight: spread a tenant's tasks over nodes; 0 packs them.
-        price_weight: prefer cheap nodes among equals.
+        fragmentation_weight: GPUs that the usual mix of jobs could no longer use (FGD, ATC'23).
+        tightness_weight: prefer nodes with few free GPUs (best fit).
+        balance_weight: GPUs that the CPU and memory left beside them could no longer feed.
+        topology_weight: prefer nodes where a task's GPUs share an NVLink domain.
+        spread_weight: prefer nodes with many free GPUs, the opposite of tightness.
+        price_weight: prefer cheap nodes; 1 for a GPU of the dearest price.
         price_value: objective units of one unit of price; 0 leaves price to the weight above.
         price_reserved: price of a GPU for an hour on reserved nodes.
         price_on_demand: the same, on-demand.
@@ -130,8 +131,8 @@ class PlacementSettings(_Section):
     """
 
     fragmentation_weight: Annotated[float, Field(ge=0)] = 1.0
-    tightness_weight: Annotated[float, Field(ge=0)] = 0.1
-    balance_weight: Annotated[float, Field(ge=0)] = 0.1
+    tightness_weight: Annotated[float, Field(ge=0)] = 0.0
+    balance_weight: Annotated[float, Field(ge=0)] = 0.2
     topology_weight: Annotated[float, Field(ge=0)] = 0.2
     spread_weight: Annotated[float, Field(ge=0)] = 0.0
     price_weight: Annotated[float, Field(ge=0)] = 0.1

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scheduler.allocation.evictions import Victim
+from scheduler.allocation.figures import Figures
 from scheduler.allocation.follow import Goal
 from scheduler.allocation.gangs import Gang
-from scheduler.allocation.highs_next import Answer
-from scheduler.allocation.knapsack_next import Knapsack, holds
-from scheduler.allocation.outline import Figures
+from scheduler.allocation.highs import Answer
+from scheduler.allocation.knapsack import Knapsack, holds
 from scheduler.allocation.room import Loads, Room, Spread
 from scheduler.allocation.worth import Packing
 from scheduler.model.columns import Floats
@@ -72,6 +72,7 @@ def point_of(
                 return None
             point[at] += load.workers
     _write_extra(knapsack, point, extra)
+    _write_blocks(knapsack, figures, point)
     _write_racks(knapsack, figures, packing, point)
     if not _write_evictions(knapsack, point, evicted):
         return None
@@ -85,6 +86,23 @@ def _write_extra(knapsack: Knapsack, point: Floats, extra: Mapping[int, int]) ->
         for run in range(outline.first_run[bucket], outline.first_run[bucket + 1]):
             point[at] = extra.get(run, 0)
             at += 1
+
+
+def _write_blocks(knapsack: Knapsack, figures: Figures, point: Floats) -> None:
+    """Blocks that the packing leaves free, as many as are to be kept."""
+    outline = knapsack.outline
+    first, counts = outline.fields["keep"].start, outline.fields["count"]
+    kind, group = outline.pairs[:, 0], outline.pairs[:, 1]
+    used = np.zeros_like(figures.capacity)
+    np.add.at(used, group, outline.need[kind] * point[counts][:, None])
+    left = figures.blocks.copy()
+    for at, (number, groups) in enumerate(outline.zones):
+        size = outline.headroom[number].gpus
+        one = outline.dims.rows
+        gpus = (figures.reserve[at, 0] - used[list(groups), one].sum()) * outline.dims.reserve[0]
+        kept = max(0.0, min(left[number], gpus // size, figures.upper[first + at]))
+        point[first + at] = kept
+        left[number] -= kept
 
 
 def _write_racks(

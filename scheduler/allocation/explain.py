@@ -77,7 +77,8 @@ def explain(
         return ()
     before = after = snapshot.columns
     if placements or evictions:
-        stopped = (snapshot.live[e.attempt_id] for e in evictions if e.attempt_id in snapshot.live)
+        named = dict.fromkeys(eviction.attempt_id for eviction in evictions)
+        stopped = (snapshot.live[each] for each in named if each in snapshot.live)
         after = before.changed(
             chain.from_iterable(attempt.tasks for attempt in stopped),
             chain.from_iterable(placement.tasks for placement in placements),
@@ -88,8 +89,9 @@ def explain(
     for class_key, jobs in sorted(left.items()):
         shape = jobs[0].shape
         if shape not in verdicts:
-            outbid = after is not before and _View(shape, before.free).starts()
-            verdicts[shape] = judge(shape, snapshot, after.free), outbid
+            verdict = judge(shape, snapshot, after.free)
+            outbid = after is not before and verdict.reasons and _View(shape, before.free).starts()
+            verdicts[shape] = verdict, bool(outbid)
         records.append(_record(class_key, jobs, *verdicts[shape], limits, after.free, now))
     return tuple(records)
 
@@ -169,17 +171,14 @@ def _record(
 
 
 def _behind(message: str, job: WaitingJob) -> Reason:
-    dimension, amount = _measure(job.shape)
-    return Reason(ReasonCode.BEHIND_PRIORITY, message, dimension, amount * job.shape.tasks)
+    dimension = _measure(job.shape)
+    need = _need(job.shape, dimension, job.shape.tasks)
+    return Reason(ReasonCode.BEHIND_PRIORITY, message, dimension, need)
 
 
-def _measure(shape: JobShape) -> tuple[str, float]:
-    """The dimension a gang is measured in, and how much of it each task needs."""
-    if shape.gpu_milli:
-        return "gpus", shape.gpu_milli / WHOLE_GPU_MILLI
-    if shape.per_task.gpus:
-        return "gpus", shape.per_task.gpus
-    return "cpu_milli", shape.per_task.cpu_milli
+def _measure(shape: JobShape) -> str:
+    """The dimension a gang is measured in."""
+    return "gpus" if shape.gpu_milli_total else "cpu_milli"
 
 
 class _View:
@@ -311,12 +310,12 @@ def _shortages(view: _View) -> Iterator[Reason]:
             )
 
 
-def _need(shape: JobShape, dimension: str) -> float:
-    """What one task needs of a dimension."""
-    if dimension == "gpus":
-        return shape.gpu_milli / WHOLE_GPU_MILLI if shape.gpu_milli else shape.per_task.gpus
+def _need(shape: JobShape, dimension: str, tasks: int = 1) -> float:
+    """What so many tasks need of a dimension."""
+    if dimension == "gpus" and shape.gpu_milli:
+        return shape.gpu_milli * tasks / WHOLE_GPU_MILLI
     amount: int = getattr(shape.per_task, dimension)
-    return amount
+    return amount * tasks
 
 
 def _amounts(view: _View, dimension: str) -> Floats:
@@ -338,7 +337,7 @@ def _amounts(view: _View, dimension: str) -> Floats:
 
 def _short(view: _View, dimension: str) -> Reason | None:
     shape = view.shape
-    need = _need(shape, dimension) * shape.tasks
+    need = _need(shape, dimension, shape.tasks)
     if not need:
         return None
     amounts = _amounts(view, dimension)
@@ -383,7 +382,7 @@ def _fragmented(view: _View) -> Reason:
                 f"at most {largest:.10g} on one node"
             )
         return Reason(ReasonCode.FRAGMENTED, message, dimension, need, total, largest)
-    dimension, each = _measure(shape)
+    dimension = _measure(shape)
     amounts = _amounts(view, dimension)
     gpus = f"{shape.gpu_milli} thousandths of a GPU"
     if not shape.gpu_milli:
@@ -394,7 +393,7 @@ def _fragmented(view: _View) -> Reason:
         f"task needs ({gpus}, {shape.per_task.cpu_milli} m CPU, {shape.per_task.memory_mib} MiB) "
         "at once",
         dimension,
-        each,
+        _need(shape, dimension),
         float(amounts.sum()),
         float(amounts.max()),
     )
@@ -412,5 +411,10 @@ def _in_tasks(
     shape: JobShape, need: int, free: int, largest: int
 ) -> tuple[str, float, float, float]:
     """(dimension, need, free, largest block) of so many tasks, in what they are measured in."""
-    dimension, each = _measure(shape)
-    return dimension, need * each, free * each, largest * each
+    dimension = _measure(shape)
+    return (
+        dimension,
+        _need(shape, dimension, need),
+        _need(shape, dimension, free),
+        _need(shape, dimension, largest),
+    )

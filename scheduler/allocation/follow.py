@@ -13,8 +13,9 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from scheduler.allocation.figures import Figures
 from scheduler.allocation.gangs import Gang
-from scheduler.allocation.outline import Figures, Outline
+from scheduler.allocation.outline import Outline
 from scheduler.allocation.room import Loads, Room
 from scheduler.allocation.worth import Worth
 from scheduler.model.columns import Floats, Ints

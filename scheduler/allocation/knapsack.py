@@ -1,291 +1,484 @@
 """The weighted knapsack, written in PuLP. This is the formulation; nothing of it is elsewhere.
 
-Sets: gangs i with options o (a number k of workers of one family), families f with spots s, bins b
-(a node's CPU, memory, GPUs of one model, GPUs of one NVLink domain).
+Sets: kinds w of workers; groups G of nodes, whose capacity is counted in dimensions d; buckets b of
+gangs that differ in worth only, with runs r, the most valuable first; tenants with quotas q; blocks
+to keep free h; sets o of jobs of one node that may be evicted; running jobs v on several nodes.
 
-Variables:
-    start[i,o]  in {0, 1}       gang i starts, using its option o
-    count[f,s]  integer >= 0    workers of family f on spot s
+Variables (integer in the exact model):
+    start[b,r]   gangs of run r that start                         0 .. gangs in the run
+    extra[b,r]   workers beyond the least, of elastic gangs        0 .. (most - least) * gangs
+    keep[h,z]    blocks that stay free in a zone of h's groups     0 .. what is there
+    count[w,G]   workers of kind w in group G                      0 .. what fits
+    inside[b,k]  gangs of bucket b inside rack k (one-rack gangs)  0 .. what fits
+    evict[o]     whether set o of its node is evicted              0 .. 1
+    stop[v]      whether v, which sits on several nodes, stops     0 .. 1
 
-Maximise   sum over (i,o) of value[i] * start[i,o]
+Maximise   sum value[b,r] start + sum share * value[b,r] / workers[b] extra + sum value[h] keep
+           - sum price[G] gpus[w] count - sum cost[o] evict - sum cost[v] stop
 Subject to
-    one[i]:     sum over o of start[i,o] <= 1                               (several options only)
-    whole[f]:   sum over s of count[f,s] = sum over (i,o) in f of k[o] * start[i,o]
-    bin[b]:     sum over (f,s) drawing from b of need[f,b] * count[f,s] <= capacity[b]
-    0 <= count[f,s] <= workers of f that fit spot s alone
+    whole[w]      sum_G count[w,G] = sum_{b of w} (workers[b] start[b,r] + extra[b,r])
+    room[G,d]     sum_w need[w,d] count[w,G] <= held[G,d] + sum_{o on G} freed[o,d] evict[o]
+    reserve[h,z,d]  sum_{w, G of z} need[w,d] count[w,G] + size[h] // d keep[h,z] <= held + freed
+    blocks[h]     sum_z keep[h,z] >= blocks to keep, where that is hard; else <=, at a value each
+    quota[q]      sum gpus of q's starts - gpus freed of q <= what q may still take
+    grow[b,r]     extra[b,r] <= (most - least) start[b,r]
+    rack[w,k]     sum_b workers[b] inside[b,k] <= sum_{G in k} count[w,G]
+    gather[b]     sum_r start[b,r] = sum_k inside[b,k]
+    one[n]        sum_{o on node n} evict[o] <= 1
+    stop[v,n]     sum_{o on n with v} evict[o] <= stop[v]
+    evictions     sum jobs in o evict[o] + sum stop[v] <= limit
 
-Workers of a family are interchangeable, so `count` says everything: all or nothing per gang holds
-through `whole`, and which worker sits where is dealt out afterwards. The model is exact: every
-integer point is a packing of real nodes. `coarse` builds a relaxation with the same rows, whose
-spots are whole groups of nodes.
+All or nothing holds through `whole`. With groups of many nodes this is a relaxation: every packing
+of nodes is a point of it, so its optimum bounds every plan. With one node a group it is exact, but
+for shares of GPUs and NVLink domains inside a node.
 
-What a solver returns is rounded, checked in integers against every row, and compared with the
-greedy packing. The LP bound is proved here, by weak duality from whatever row prices the solver
-reports: for any prices y >= 0 on the `<=` rows, y*b + sum over columns of max(0, c - y*A) * upper
-bounds every plan.
+The bound is proved here, not believed, by weak duality: for any prices y of the rows (>= 0 on
+`<=`), y b + sum over columns of max(c - y A over its bounds) is above every plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pulp
 
-from scheduler.allocation.feasibility import Ints, Problem
-from scheduler.allocation.bins import Load, Packing
-from scheduler.allocation.highs import Limits, PulpModel, solve
+from scheduler.allocation.figures import Figures
+from scheduler.allocation.highs import Answer, Arrays, Limits, Program, PulpModel
+from scheduler.allocation.outline import Outline
+from scheduler.model.columns import Floats
+from scheduler.model.quantity import WHOLE_GPU_MILLI
 
-ROUNDING_TOLERANCE = 1e-4
-LP_SLACK = 1e-3
+Terms = list[tuple[Any, float]]
+TORN = 1e-3
+"""Parts of a gang below which a start counts as whole."""
+NEGLIGIBLE = 2e-4
+"""Share of the objective that may stay torn."""
+CHEAP = 3e-4
+"""Share of the objective that one step may cost without a look at the other way."""
+FEASIBLE = 1e-6
+ROUNDING = 1e-9
+"""Relative allowance for the rounding of a bound's own sum."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Knapsack:
-    """The model of a problem; columns are all `start`, then all `count`, in key order."""
-
-    problem: Problem
-    pulp: PulpModel
-    start: Mapping[tuple[int, int], Any]
-    count: Mapping[tuple[int, int], Any]
-
-    @property
-    def columns(self) -> Sequence[Any]:
-        """The model's variables."""
-        return self.pulp.columns
-
-
-def build(problem: Problem) -> Knapsack:
-    """Write the model above. O(columns * dimensions); PuLP expressions are built from lists."""
-    model = pulp.LpProblem("haversack", pulp.LpMaximize)
-    start = {
-        (gang, option): model.add_variable(f"start_{gang}_{option}", 0, 1, pulp.LpInteger)
-        for gang, entry in enumerate(problem.gangs)
-        for option in range(len(entry.options))
-    }
-    count = {
-        (family, spot): model.add_variable(
-            f"count_{family}_{spot}", 0, int(entry.fits[spot]), pulp.LpInteger
-        )
-        for family, entry in enumerate(problem.families)
-        for spot in range(len(entry.spots))
-    }
-    model.setObjective(
-        pulp.LpAffineExpression(
-            [(column, problem.gangs[gang].value) for (gang, _), column in start.items()]
-        )
-    )
-    rows = [
-        *_one_option_rows(problem, start),
-        *_whole_rows(problem, start, count),
-        *_bin_rows(problem, count),
-    ]
-    for row in rows:
-        model.addConstraint(row)
-    return Knapsack(
-        problem, PulpModel(model, [*start.values(), *count.values()], rows), start, count
-    )
-
-
-def _row(name: str, terms: list[tuple[Any, float]], sense: int, limit: float) -> Any:
-    return pulp.LpConstraint(pulp.LpAffineExpression(terms), sense, name, limit)
-
-
-def _one_option_rows(problem: Problem, start: Mapping[tuple[int, int], Any]) -> list[Any]:
-    return [
-        _row(
-            f"one_{gang}",
-            [(start[gang, option], 1) for option in range(len(entry.options))],
-            pulp.LpConstraintLE,
-            1,
-        )
-        for gang, entry in enumerate(problem.gangs)
-        if len(entry.options) > 1
-    ]
-
-
-def _whole_rows(
-    problem: Problem, start: Mapping[tuple[int, int], Any], count: Mapping[tuple[int, int], Any]
-) -> list[Any]:
-    terms: list[list[tuple[Any, float]]] = [
-        [(count[family, spot], 1) for spot in range(len(entry.spots))]
-        for family, entry in enumerate(problem.families)
-    ]
-    for (gang, option), column in start.items():
-        chosen = problem.gangs[gang].options[option]
-        terms[chosen.family].append((column, -chosen.workers))
-    return [
-        _row(f"whole_{family}", row, pulp.LpConstraintEQ, 0) for family, row in enumerate(terms)
-    ]
-
-
-def _bin_rows(problem: Problem, count: Mapping[tuple[int, int], Any]) -> list[Any]:
-    """Rows of the bins that could overflow at all."""
-    terms: dict[int, list[tuple[Any, float]]] = {}
-    most: dict[int, int] = {}
-    for (family, spot), column in count.items():
-        entry = problem.families[family]
-        for number, need in zip(entry.bins[spot].tolist(), entry.needs.tolist(), strict=True):
-            terms.setdefault(number, []).append((column, need))
-            most[number] = most.get(number, 0) + need * int(entry.fits[spot])
-    return [
-        _row(f"bin_{number}", row, pulp.LpConstraintLE, int(problem.capacity[number]))
-        for number, row in sorted(terms.items())
-        if most[number] > problem.capacity[number]
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """A checked answer.
+    """A model with the outline it was built for.
 
     Attributes:
-        packing: admitted gangs with their loads, or None when there was nothing usable.
-        bound: proven upper bound of the objective; `proved` tells whether branch and bound gave
-            it (else the LP relaxation).
-        admitted: gangs an LP point (almost) fully admits; empty for an exact solve.
-        nodes: branch-and-bound nodes explored.
+        row: number of each row, by name.
     """
 
-    packing: Packing | None
+    outline: Outline
+    program: Program
+    row: Mapping[str, int]
+
+
+def build(outline: Outline, figures: Figures) -> Knapsack:
+    """Write the model above. O(nonzeros); PuLP expressions are built from lists of terms."""
+    problem = pulp.LpProblem("haversack", pulp.LpMaximize)
+    columns = _columns(problem, outline, figures)
+    problem.setObjective(
+        pulp.LpAffineExpression(list(zip(columns, figures.cost.tolist(), strict=True)))
+    )
+    by_sort = {name: columns[place] for name, place in outline.fields.items()}
+    rows = []
+    for name, sense, terms, limit in _rows(outline, figures, by_sort):
+        rows.append(pulp.LpConstraint(pulp.LpAffineExpression(terms), sense, name, limit))
+    numbers = {row.name: number for number, row in enumerate(rows)}
+    return Knapsack(outline, Program(PulpModel(problem, columns, rows)), numbers)
+
+
+def refresh(knapsack: Knapsack, figures: Figures) -> None:
+    """Write the numbers of another decision into a model that covers it."""
+    limit = knapsack.program.arrays.limit.copy()
+    head = limits_of(knapsack.outline, figures)
+    limit[: head.size] = head  # what follows never changes
+    knapsack.program.change(figures.cost, figures.lower, figures.upper, limit)
+
+
+def limits_of(outline: Outline, figures: Figures) -> Floats:
+    """Right-hand sides of the rows `whole`, `room`, `reserve`, `quota`, `blocks`, in this order."""
+    hard = np.array([each.value is None for each in outline.headroom], dtype=np.bool_)
+    return np.concatenate(
+        [
+            np.zeros(len(outline.kinds)),
+            figures.capacity[:, : outline.dims.rows].ravel(),
+            figures.reserve.ravel(),
+            figures.quota / WHOLE_GPU_MILLI,
+            np.where(hard, -figures.blocks, figures.blocks),
+        ]
+    )
+
+
+def _columns(problem: Any, outline: Outline, figures: Figures) -> list[Any]:
+    names = [f"start_{bucket}_{run}" for bucket, n in enumerate(outline.runs) for run in range(n)]
+    names += [
+        f"extra_{bucket}_{run}" for bucket in outline.elastic for run in range(outline.runs[bucket])
+    ]
+    names += [f"keep_{number}" for number in range(len(outline.zones))]
+    names += [f"count_{kind}_{group}" for kind, group in outline.pairs.tolist()]
+    names += [
+        f"inside_{bucket}_{rack}" for bucket in outline.one_rack for rack in outline.rack_codes
+    ]
+    if outline.options is not None:
+        names += [f"evict_{option}" for option in outline.options.chosen.tolist()]
+        names += [f"stop_{victim}" for victim in outline.options.spanning]
+    return [
+        problem.add_variable(name, low, high, pulp.LpInteger)
+        for name, low, high in zip(
+            names, figures.lower.tolist(), figures.upper.tolist(), strict=True
+        )
+    ]
+
+
+def _rows(
+    outline: Outline, figures: Figures, columns: dict[str, list[Any]]
+) -> Iterator[tuple[str, int, Terms, float]]:
+    """(name, sense, terms, limit) of every row; the first ones in the order of `limits_of`."""
+    counts: defaultdict[int, list[tuple[Any, int]]] = defaultdict(list)  # by group
+    wholes: list[Terms] = [[] for _ in outline.kinds]
+    for column, (kind, group) in zip(columns["count"], outline.pairs.tolist(), strict=True):
+        counts[group].append((column, kind))
+        wholes[kind].append((column, 1.0))
+    starts = [columns["start"][a:b] for a, b in pairwise(outline.first_run)]
+    extras = iter(columns["extra"])
+    grown = {bucket: [next(extras) for _ in starts[bucket]] for bucket in outline.elastic}
+    for number, (kind, workers, *_) in enumerate(outline.buckets):
+        wholes[kind] += [(column, -float(workers)) for column in starts[number]]
+        wholes[kind] += [(column, -1.0) for column in grown.get(number, ())]
+    first = [
+        *((f"whole_{kind}", pulp.LpConstraintEQ, terms) for kind, terms in enumerate(wholes)),
+        *_room_rows(outline, counts, columns["evict"]),
+        *_reserve_rows(outline, counts, columns),
+        *_quota_rows(outline, starts, grown, columns),
+        *_block_rows(outline, columns["keep"]),
+    ]
+    for row, limit in zip(first, limits_of(outline, figures).tolist(), strict=True):
+        yield (*row, limit)
+    for bucket, extra in grown.items():
+        _, least, most, *_ = outline.buckets[bucket]
+        for run, (column, start) in enumerate(zip(extra, starts[bucket], strict=True)):
+            terms = [(column, 1.0), (start, -float(most - least))]
+            yield f"grow_{bucket}_{run}", pulp.LpConstraintLE, terms, 0.0
+    yield from _rack_rows(outline, starts, columns)
+    yield from _eviction_rows(outline, figures, columns)
+
+
+def _room_rows(
+    outline: Outline, counts: dict[int, list[tuple[Any, int]]], evict: Sequence[Any]
+) -> Iterator[tuple[str, int, Terms]]:
+    need = outline.need.T.tolist()
+    freed = _chosen_freed(outline)
+    of_group: defaultdict[int, list[int]] = defaultdict(list)
+    if outline.options is not None:
+        rows = outline.options.row[outline.options.chosen]
+        for at, group in enumerate(outline.groups.of_row[rows].tolist()):
+            of_group[group].append(at)
+    for group in range(len(outline.groups.key)):
+        here = counts.get(group, [])
+        for dimension in range(outline.dims.rows):
+            each = need[dimension]
+            terms = [(column, each[kind]) for column, kind in here if each[kind]]
+            terms += [
+                (evict[at], -float(freed[at, dimension]))
+                for at in of_group.get(group, ())
+                if freed[at, dimension]
+            ]
+            yield f"room_{group}_{dimension}", pulp.LpConstraintLE, terms
+
+
+def _chosen_freed(outline: Outline) -> Floats:
+    """(chosen options, D) what each adds to its group."""
+    options = outline.options
+    return outline.freed if options is None else outline.freed[options.chosen]
+
+
+def _reserve_rows(
+    outline: Outline,
+    counts: dict[int, list[tuple[Any, int]]],
+    columns: dict[str, list[Any]],
+) -> Iterator[tuple[str, int, Terms]]:
+    need, freed = outline.need, _chosen_freed(outline)
+    group_of = (
+        []
+        if outline.options is None
+        else outline.groups.of_row[outline.options.row[outline.options.chosen]].tolist()
+    )
+    for number, ((headroom, groups), keep) in enumerate(
+        zip(outline.zones, columns["keep"], strict=True)
+    ):
+        for at, size in enumerate(outline.dims.reserve):
+            dimension = outline.dims.rows + at
+            terms = [
+                (column, float(need[kind, dimension]))
+                for group in groups
+                for column, kind in counts.get(group, ())
+                if need[kind, dimension]
+            ]
+            if blocks := outline.headroom[headroom].gpus // size:
+                terms.append((keep, float(blocks)))
+            terms += [
+                (evict, -float(freed[option, dimension]))
+                for option, evict in enumerate(columns["evict"])
+                if group_of[option] in groups and freed[option, dimension]
+            ]
+            yield f"reserve_{number}_{size}", pulp.LpConstraintLE, terms
+
+
+def _block_rows(outline: Outline, keep: Sequence[Any]) -> Iterator[tuple[str, int, Terms]]:
+    for number, each in enumerate(outline.headroom):
+        sign = -1.0 if each.value is None else 1.0
+        terms = [
+            (column, sign)
+            for column, (headroom, _) in zip(keep, outline.zones, strict=True)
+            if headroom == number
+        ]
+        yield f"blocks_{number}", pulp.LpConstraintLE, terms
+
+
+def _quota_rows(
+    outline: Outline,
+    starts: Sequence[Sequence[Any]],
+    grown: dict[int, list[Any]],
+    columns: dict[str, list[Any]],
+) -> Iterator[tuple[str, int, Terms]]:
+    credit = quota_credit(outline)
+    for number, tenants in enumerate(outline.quotas):
+        terms: Terms = []
+        for bucket, (kind, workers, _, _, tenant) in enumerate(outline.buckets):
+            gpus = outline.kinds[kind].milli / WHOLE_GPU_MILLI
+            if tenant in tenants and gpus:
+                terms += [(column, gpus * workers) for column in starts[bucket]]
+                terms += [(column, gpus) for column in grown.get(bucket, ())]
+        if outline.options is not None:
+            held = credit[outline.options.chosen, number]
+            terms += [
+                (evict, -float(gpus))
+                for evict, gpus in zip(columns["evict"], held.tolist(), strict=True)
+                if gpus
+            ]
+            terms += [
+                (stop, -outline.options.victims[victim].milli / WHOLE_GPU_MILLI)
+                for stop, victim in zip(columns["stop"], outline.options.spanning, strict=True)
+                if outline.options.victims[victim].attempt.tenant in tenants
+            ]
+        yield f"quota_{number}", pulp.LpConstraintLE, terms
+
+
+def quota_credit(outline: Outline) -> Floats:
+    """(O, quotas) GPUs that each option gives back to each quota; spanning jobs count elsewhere."""
+    options = outline.options
+    if options is None or not outline.quotas:
+        return np.zeros((0 if options is None else options.row.size, len(outline.quotas)))
+    each = np.zeros((len(options.victims), len(outline.quotas)))
+    for number, tenants in enumerate(outline.quotas):
+        for at, victim in enumerate(options.victims):
+            if victim.attempt.tenant in tenants and len(victim.rows) == 1:
+                each[at, number] = victim.milli / WHOLE_GPU_MILLI
+    return np.stack([each[list(members)].sum(axis=0) for members in options.members])
+
+
+def _rack_rows(
+    outline: Outline, starts: Sequence[Sequence[Any]], columns: dict[str, list[Any]]
+) -> Iterator[tuple[str, int, Terms, float]]:
+    if not outline.one_rack:
+        return
+    at = iter(columns["inside"])
+    inside = {bucket: [next(at) for _ in outline.rack_codes] for bucket in outline.one_rack}
+    rows: defaultdict[tuple[int, int], Terms] = defaultdict(list)
+    for bucket, gathered in inside.items():
+        kind, workers, *_ = outline.buckets[bucket]
+        for rack, column in zip(outline.rack_codes, gathered, strict=True):
+            rows[kind, rack].append((column, float(workers)))
+    for column, (kind, group) in zip(columns["count"], outline.pairs.tolist(), strict=True):
+        rack = int(outline.groups.rack[group])
+        if (kind, rack) in rows:
+            rows[kind, rack].append((column, -1.0))
+    for (kind, rack), terms in rows.items():
+        yield f"rack_{kind}_{rack}", pulp.LpConstraintLE, terms, 0.0
+    for bucket, gathered in inside.items():
+        terms = [(column, 1.0) for column in starts[bucket]]
+        terms += [(column, -1.0) for column in gathered]
+        yield f"gather_{bucket}", pulp.LpConstraintEQ, terms, 0.0
+
+
+def _eviction_rows(
+    outline: Outline, figures: Figures, columns: dict[str, list[Any]]
+) -> Iterator[tuple[str, int, Terms, float]]:
+    options = outline.options
+    if options is None:
+        return
+    stop = dict(zip(options.spanning, columns["stop"], strict=True))
+    of_node: defaultdict[int, list[int]] = defaultdict(list)
+    for at, row in enumerate(options.row[options.chosen].tolist()):
+        of_node[row].append(at)
+    for row, here in of_node.items():
+        yield f"one_{row}", pulp.LpConstraintLE, [(columns["evict"][at], 1.0) for at in here], 1.0
+    shared: defaultdict[tuple[int, int], Terms] = defaultdict(list)
+    total: Terms = [(column, 1.0) for column in stop.values()]
+    for row, here in of_node.items():
+        for at in here:
+            members = options.members[options.chosen[at]]
+            alone = sum(1 for victim in members if victim not in stop)
+            if alone:
+                total.append((columns["evict"][at], float(alone)))
+            for victim in members:
+                if victim in stop:
+                    shared[victim, row].append((columns["evict"][at], 1.0))
+    for (victim, row), terms in shared.items():
+        yield f"stop_{victim}_{row}", pulp.LpConstraintLE, [*terms, (stop[victim], -1.0)], 0.0
+    yield "evictions", pulp.LpConstraintLE, total, float(figures.evictions)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relaxed:
+    """What the linear relaxation says.
+
+    Attributes:
+        bound: proven upper bound of the objective over all plans.
+        values: (C,) its point, by column; None when there is none.
+        prices: (R,) prices of the rows that proved the bound; None when nothing but the sum of all
+            values is known.
+    """
+
     bound: float
-    proved: bool = False
-    admitted: tuple[int, ...] = ()
-    nodes: int = 0
+    values: Floats | None
+    prices: Floats | None
     notes: tuple[str, ...] = ()
 
 
-def relax(knapsack: Knapsack, limits: Limits) -> Solved:
-    """Solve the LP relaxation for a certified bound and the gangs it admits."""
-    answer = solve(knapsack.pulp, limits, relaxed=True)
-    started = [0.0] * len(knapsack.problem.gangs)
-    for (gang, _), value in zip(knapsack.start, answer.values or (), strict=False):
-        started[gang] += value
-    return Solved(
-        None,
-        weak_dual_bound(knapsack, answer.duals),
-        admitted=tuple(gang for gang, value in enumerate(started) if value > 1 - LP_SLACK),
-        notes=answer.notes,
-    )
+def relax(knapsack: Knapsack, limits: Limits) -> Relaxed:
+    """Solve the relaxation, from where the model stood if it was solved before."""
+    answer = knapsack.program.relax(limits)
+    bound, prices = priced_bound(knapsack, answer)
+    return Relaxed(bound, answer.values, prices, answer.notes)
 
 
-def optimise(knapsack: Knapsack, incumbent: Packing, limits: Limits) -> Solved:
-    """Solve exactly within `limits`, starting from the greedy `incumbent`.
+def priced_bound(knapsack: Knapsack, answer: Answer) -> tuple[float, Floats | None]:
+    """The best upper bound that the answer's row prices prove, and those prices."""
+    arrays = knapsack.program.arrays
+    best = float(np.maximum(arrays.cost * arrays.lower, arrays.cost * arrays.upper).sum())
+    if answer.duals is None or answer.duals.size != arrays.limit.size:
+        return best, None
+    prices = None
+    for sign in (1.0, -1.0):  # solvers disagree about the sign of a maximisation's prices
+        candidate = weak_dual_bound(knapsack, sign * answer.duals)
+        if candidate < best:
+            best, prices = candidate, sign * answer.duals
+    return best, prices
+
+
+def weak_dual_bound(knapsack: Knapsack, prices: Floats) -> float:
+    """Upper bound proved by row prices, whatever they are. O(nonzeros + options), in numpy.
+
+    Every set of victims of every node counts, not only those that have a column.
+    """
+    outline, arrays = knapsack.outline, knapsack.program.arrays
+    prices = np.where(np.isfinite(prices), prices, 0.0)
+    prices = np.where(arrays.equal, prices, np.maximum(prices, 0.0))
+    evict = outline.fields["evict"]
+    if outline.options is not None:
+        one = [number for name, number in knapsack.row.items() if name.startswith("one_")]
+        prices[one] = 0.0
+    left = arrays.priced(prices)
+    worth = np.maximum(left * arrays.lower, left * arrays.upper)
+    worth[evict] = 0.0
+    bound = float(prices @ arrays.limit) + float(worth.sum())
+    if outline.options is not None:
+        bound += _evictions_worth(knapsack, prices)
+    return bound * (1.0 + ROUNDING) if bound > 0 else bound
+
+
+def _evictions_worth(knapsack: Knapsack, prices: Floats) -> float:
+    """The most that one option a node can add at these prices."""
+    outline, row = knapsack.outline, knapsack.row
+    options = outline.options
+    assert options is not None, "asked only where something may be evicted"
+    rows, groups = outline.dims.rows, len(outline.groups.key)
+    first = len(outline.kinds)
+    room = prices[first : first + groups * rows].reshape(groups, rows)
+    group = outline.groups.of_row[options.row]
+    worth = (outline.freed[:, :rows] * room[group]).sum(axis=1) - options.cost
+    sizes = len(outline.dims.reserve)
+    at = first + groups * rows
+    for number, (_, inside) in enumerate(outline.zones):
+        price = prices[at + number * sizes : at + (number + 1) * sizes]
+        worth += np.where(np.isin(group, inside), outline.freed[:, rows:] @ price, 0.0)
+    at += len(outline.zones) * sizes
+    worth += quota_credit(outline) @ prices[at : at + len(outline.quotas)]
+    spanning = set(options.spanning)
+    limit = prices[row["evictions"]]
+    for number, members in enumerate(options.members):
+        for victim in members:
+            if victim not in spanning:
+                worth[number] -= limit
+            elif (shared := row.get(f"stop_{victim}_{options.row[number]}")) is not None:
+                worth[number] -= prices[shared]
+    best = np.zeros(len(outline.groups.of_row))
+    np.maximum.at(best, options.row, worth)
+    return float(best.sum())
+
+
+def dive(knapsack: Knapsack, relaxed: Relaxed, limits: Limits, *, steps_max: int) -> Floats | None:
+    """A point near the relaxation's that starts every gang wholly or not at all.
+
+    The run torn most is closed at the gangs it has, or opened for one more, whichever costs less;
+    then the program is solved again from where it stood, which takes few iterations. Counts of
+    workers may stay fractional: real nodes decide about them.
 
     Returns:
-        a packing that satisfies every row in integers (else None with a note), and the bound of
-        branch and bound when the solver reports one.
+        the point; None when there is none to begin with. The program is left as it was.
     """
-    answer = solve(knapsack.pulp, limits, start=_point(knapsack, incumbent))
-    notes = list(answer.notes)
-    packing = None
-    if answer.values is not None:
-        try:
-            packing = _packing(knapsack, answer.values)
-        except ValueError as error:
-            notes.append(f"solver answer refused: {error}")
-    bound = float("inf") if answer.bound is None else answer.bound
-    return Solved(packing, bound, answer.bound is not None, (), answer.nodes, tuple(notes))
+    point = relaxed.values
+    if point is None:
+        return None
+    program, arrays = knapsack.program, knapsack.program.arrays
+    start = knapsack.outline.fields["start"]
+    lower, upper = arrays.lower.copy(), arrays.upper.copy()
+    for _ in range(steps_max):
+        value = float(arrays.cost @ point)
+        part = point[start] - np.floor(point[start])
+        at_stake = np.minimum(part, 1.0 - part) * arrays.cost[start]
+        at_stake[np.minimum(part, 1.0 - part) <= TORN] = 0.0
+        if at_stake.sum() <= NEGLIGIBLE * value:
+            break
+        column = int(np.argmax(at_stake)) + start.start
+        least = float(np.floor(point[column]))
+        ways = [(lower[column], least), (least + 1.0, upper[column])]
+        if point[column] - least >= 0.5:  # noqa: PLR2004 - the nearer way first
+            ways.reverse()
+        best: tuple[float, float, float, Floats] | None = None
+        for low, high in ways:
+            tried_low, tried_high = lower.copy(), upper.copy()
+            tried_low[column], tried_high[column] = low, high
+            program.change(arrays.cost, tried_low, tried_high, arrays.limit)
+            values = program.relax(limits).values
+            if values is None or not holds(program.arrays, values):
+                continue
+            reached = float(arrays.cost @ values)
+            if best is None or reached > best[0]:
+                best = (reached, low, high, values)
+            if reached >= (1.0 - CHEAP) * value:
+                break
+        if best is None:
+            break
+        _, lower[column], upper[column], point = best
+    program.change(arrays.cost, arrays.lower, arrays.upper, arrays.limit)
+    return point
 
 
-def weak_dual_bound(knapsack: Knapsack, duals: Sequence[float] | None) -> float:
-    """Upper bound proved by row prices, whatever they are; the sum of all values without them.
-
-    O(nonzeros).
-    """
-    trivial = float(sum(gang.value for gang in knapsack.problem.gangs))
-    if duals is None:
-        return trivial
-    flipped = [-float(dual) for dual in duals]  # solvers disagree about the sign of a maximisation
-    return min(trivial, _priced(knapsack, duals), _priced(knapsack, flipped))
-
-
-def _priced(knapsack: Knapsack, prices: Sequence[float]) -> float:
-    objective = knapsack.pulp.problem.objective
-    reduced = {column: float(objective.get(column, 0.0)) for column in knapsack.pulp.columns}
-    bound = 0.0
-    for row, dual in zip(knapsack.pulp.rows, prices, strict=True):
-        price = max(0.0, dual) if row.sense == pulp.LpConstraintLE else dual
-        if price:
-            bound += price * float(row.getUb())
-            for column, coefficient in row.items():
-                reduced[column] -= price * coefficient
-    return bound + float(sum(cost * column.upBound for column, cost in reduced.items() if cost > 0))
-
-
-def _point(knapsack: Knapsack, packing: Packing) -> list[float]:
-    """The packing as a point of the model."""
-    values = dict.fromkeys([*knapsack.start.values(), *knapsack.count.values()], 0.0)
-    for gang, loads in packing.items():
-        families = {load.family for load in loads}
-        for option, entry in enumerate(knapsack.problem.gangs[gang].options):
-            if entry.family in families:
-                values[knapsack.start[gang, option]] = 1.0
-        for load in loads:
-            values[knapsack.count[load.family, load.spot]] += load.workers
-    return list(values.values())
-
-
-def _packing(knapsack: Knapsack, values: Sequence[float]) -> dict[int, tuple[Load, ...]]:
-    """Round, check every row in integers, and deal the workers out to their gangs.
-
-    Raises:
-        ValueError: the point is fractional or breaks a row.
-    """
-    problem = knapsack.problem
-    whole = [round(value) for value in values]
-    worst = max((abs(value - near) for value, near in zip(values, whole, strict=True)), default=0)
-    if worst > ROUNDING_TOLERANCE:
-        raise ValueError(f"a value is {worst:.2g} away from an integer")
-    split = len(knapsack.start)
-    started = [key for key, value in zip(knapsack.start, whole, strict=False) if value]
-    counts = dict(zip(knapsack.count, whole[split:], strict=True))
-    if len({gang for gang, _ in started}) != len(started):
-        raise ValueError("a gang is started twice")
-    left = problem.capacity.copy()
-    _draw(problem, counts, left)
-    return _deal(problem, started, counts)
-
-
-def _draw(problem: Problem, counts: Mapping[tuple[int, int], int], left: Ints) -> None:
-    for (family, spot), workers in counts.items():
-        if workers < 0:
-            raise ValueError(f"family {family} has {workers} workers on spot {spot}")
-        entry = problem.families[family]
-        left[entry.bins[spot]] -= entry.needs * workers
-    if left.size and int(left.min()) < 0:
-        raise ValueError(f"bin {int(left.argmin())} overflows by {-int(left.min())}")
-
-
-def _deal(
-    problem: Problem, started: Sequence[tuple[int, int]], counts: Mapping[tuple[int, int], int]
-) -> dict[int, tuple[Load, ...]]:
-    """Give each started gang its workers: large gangs first, each on as few spots as possible."""
-    room: dict[int, dict[int, int]] = {}
-    for (family, spot), workers in counts.items():
-        if workers:
-            room.setdefault(family, {})[spot] = workers
-    packing: dict[int, tuple[Load, ...]] = {}
-    chosen = [(problem.gangs[gang].options[option], gang) for gang, option in started]
-    for option, gang in sorted(chosen, key=lambda entry: (-entry[0].workers, entry[1])):
-        spots = room.get(option.family, {})
-        loads: list[Load] = []
-        missing = option.workers
-        while missing:
-            if not spots:
-                raise ValueError(f"gang {gang} lacks {missing} workers")
-            spot = min(
-                spots,
-                key=lambda spot: (spots[spot] < missing, abs(spots[spot] - missing), spot),
-            )
-            workers = min(spots[spot], missing)
-            loads.append(Load(option.family, spot, workers))
-            missing -= workers
-            spots[spot] -= workers
-            if not spots[spot]:
-                del spots[spot]
-        packing[gang] = tuple(loads)
-    if any(room.values()):
-        raise ValueError("workers without a gang")
-    return packing
+def holds(arrays: Arrays, point: Floats) -> bool:
+    """Whether the point satisfies every row and bound, but for rounding."""
+    over = arrays.activity(point) - arrays.limit
+    allowed = FEASIBLE * (1.0 + np.abs(arrays.limit))
+    return bool(
+        (over <= allowed).all()
+        and (np.where(arrays.equal, -over, 0.0) <= allowed).all()
+        and (point >= arrays.lower - FEASIBLE).all()
+        and (point <= arrays.upper + FEASIBLE).all()
+    )

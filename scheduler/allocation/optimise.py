@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 
 from scheduler.allocation.evictions import Options, Victim, options_of
 from scheduler.allocation.exact import deal, point_of, whole_point
+from scheduler.allocation.figures import Figures, figures_of
 from scheduler.allocation.follow import Goal, RoomPacker, fill, follow, goal_of
 from scheduler.allocation.gangs import Gang
-from scheduler.allocation.greedy import by_density, grown
-from scheduler.allocation.highs_next import Limits
-from scheduler.allocation.knapsack_next import (
+from scheduler.allocation.greedy import best_greedy, by_density, grown
+from scheduler.allocation.groups import groups_of
+from scheduler.allocation.highs import Limits
+from scheduler.allocation.knapsack import (
     Knapsack,
     Relaxed,
     build,
@@ -25,7 +27,7 @@ from scheduler.allocation.knapsack_next import (
     relax,
     weak_dual_bound,
 )
-from scheduler.allocation.outline import Figures, Outline, Scene, figures_of, outline_of
+from scheduler.allocation.outline import Outline, Scene, outline_of
 from scheduler.allocation.room import Loads, Room
 from scheduler.allocation.shelves import Shelves, dealt, shelvable
 from scheduler.allocation.worth import Packing, Worth
@@ -113,13 +115,13 @@ class Packed:
 
 
 def improve(
-    task: Task, greedy: Packing, effort: Effort, seed: int, memory: Memory | None = None
+    task: Task, incumbent: Packing, effort: Effort, seed: int, memory: Memory | None = None
 ) -> Iterator[Candidate]:
-    """Yield ever better candidates, the first no worse than `greedy`; see the module.
+    """Yield ever better candidates, the first no worse than the incumbent; see the module.
 
     Args:
         task: what to pack.
-        greedy: a packing without evictions, drawn from one of `task.rooms`.
+        incumbent: a packing without evictions.
         effort: deterministic limits.
         seed: the solver's.
         memory: of the decision before; changed.
@@ -127,8 +129,8 @@ def improve(
     limits = Limits(effort.milp_nodes_max, effort.gap_target, seed, effort.lp_iterations_max)
     options = options_of(task.snapshot.columns, task.victims)
     scene = Scene.of(task.snapshot, task.gangs, options)
-    value = task.worth.total(task.gangs, greedy)
-    best = Candidate(greedy, (), value, everything(scene), "greedy" if greedy else "empty")
+    value = task.worth.total(task.gangs, incumbent)
+    best = Candidate(incumbent, (), value, everything(scene), "greedy" if incumbent else "empty")
     if done(best, effort):
         yield best
         return
@@ -356,3 +358,22 @@ def _dealt_goal(task: Task, goal: Goal, outline: Outline) -> Packed:
     placed = deal(packer.room, gangs, goal, [key[0] for key in outline.groups.key])
     fill(packer, gangs, placed, by_density(gangs, task.snapshot.columns.free), worth)
     return Packed(placed, _kept(packer.room, leaving))
+
+
+def greedy(task: Task, most: int | None = None) -> dict[int, Loads]:
+    """The incumbent, by density: packed by counts where there is much to place, else by scores.
+
+    Args:
+        task: what to pack.
+        most: how many gangs may start.
+    """
+    few = most is not None and most < len(task.gangs)
+    if few or not _by_counts(task):
+        return best_greedy(task.rooms, task.gangs, task.worth, most=most)
+    snapshot = task.snapshot
+    free = snapshot.columns.free
+    groups = groups_of(free.table, snapshot.terms, racks=False, each_node=False)
+    shelves = Shelves(snapshot, free, groups.of_row, groups.price.tolist())
+    placed: dict[int, Loads] = {}
+    fill(shelves, task.gangs, placed, by_density(task.gangs, free), task.worth)
+    return dealt(free.copy(), task.gangs, placed)

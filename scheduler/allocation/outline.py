@@ -1,7 +1,7 @@
-"""Which columns and rows the knapsack has, and the numbers in them.
+"""Which columns and rows the knapsack has, for a decision.
 
 An *outline* stays the same while jobs come and go: kinds of workers, groups of nodes, buckets with
-so many runs each. Only *figures* change from one decision to the next: costs, bounds, right-hand
+so many runs each. Only figures change from one decision to the next: costs, bounds, right-hand
 sides. So a model built once is solved again and again with other figures, from where it stood.
 
 A *run* is one column: gangs of a bucket that are worth the same, most valuable run first. Buckets
@@ -10,7 +10,7 @@ have a few runs more than they need, empty ones, so that they may grow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +19,6 @@ import numpy as np
 from scheduler.allocation.evictions import Options
 from scheduler.allocation.gangs import Gang
 from scheduler.allocation.groups import (
-    UNBOUNDED,
     Bucket,
     Dimensions,
     Fits,
@@ -33,7 +32,7 @@ from scheduler.model.columns import NO_GPU, Bools, Floats, Ints, NodeTable
 from scheduler.model.job import Worker
 from scheduler.model.quantity import TenantId
 from scheduler.model.snapshot import Snapshot
-from scheduler.model.terms import EXTRA_WORTH, Headroom, Terms
+from scheduler.model.terms import Headroom, Terms
 
 RACK_PAIRS_MAX = 12_000
 """More (kind, rack group) columns than this, and racks stay out of the model."""
@@ -55,8 +54,8 @@ class Outline:
         runs: (B,) columns of each bucket.
         pairs: (P, 2) kind and group of each `count` column.
         quotas: tenants whose sum is limited, one tuple a row.
-        headroom: blocks to keep free, one column each.
-        headroom_rows: for each the (N,) nodes whose free blocks count.
+        headroom: blocks to keep free.
+        zones: (headroom, groups) where blocks are kept together: all its groups, or each alone.
         options: what may be evicted; None when nothing may.
     """
 
@@ -69,7 +68,7 @@ class Outline:
     pairs: Ints
     quotas: tuple[tuple[TenantId, ...], ...]
     headroom: tuple[Headroom, ...]
-    headroom_rows: tuple[Bools, ...]
+    zones: tuple[tuple[int, tuple[int, ...]], ...]
     options: Options | None
 
     @cached_property
@@ -116,7 +115,7 @@ class Outline:
         counts = {
             "start": runs[-1],
             "extra": extra,
-            "keep": len(self.headroom),
+            "keep": len(self.zones),
             "count": len(self.pairs),
             "inside": len(self.one_rack) * len(self.rack_codes),
             "evict": 0 if options is None else len(options.chosen),
@@ -155,30 +154,6 @@ class Outline:
     def named(self, key: BucketKey) -> tuple[Worker, int, int, bool, TenantId | None]:
         """A bucket by what it is, not by number."""
         return (self.kinds[key[0]], *key[1:])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Figures:
-    """The numbers of one decision. C columns, G groups, D dimensions.
-
-    Attributes:
-        cost: (C,) what one unit of each column adds to the objective.
-        lower, upper: (C,) bounds of each column.
-        capacity: (G, D) what the groups hold.
-        reserve: (headroom, sizes) slots of each size that its pool holds.
-        quota: (quotas,) GPU thousandths that may still be taken.
-        evictions: how many attempts may be stopped.
-        members: gangs of each run, most valuable first.
-    """
-
-    cost: Floats
-    lower: Floats
-    upper: Floats
-    capacity: Floats
-    reserve: Floats
-    quota: Floats
-    evictions: int
-    members: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -301,13 +276,13 @@ def outline_of(scene: Scene, options: Options | None = None, *, each_node: bool 
         groups,
         racks,
         tuple((number[b.kind], b.workers, b.workers_max, b.one_rack, b.tenant) for b in some),
-        tuple(_padded(len(_runs(scene.gangs, bucket))) for bucket in some)
+        tuple(_padded(len(runs_of(scene.gangs, bucket))) for bucket in some)
         if not each_node
-        else tuple(len(_runs(scene.gangs, bucket)) for bucket in some),
+        else tuple(len(runs_of(scene.gangs, bucket)) for bucket in some),
         pairs,
         _quota_rows(terms),
         headroom,
-        tuple(_in_pool(table, each) for each in headroom),
+        tuple(_zones(table, groups, headroom, each_node=each_node)),
         options,
     )
 
@@ -320,8 +295,8 @@ def _padded(runs: int) -> int:
     return size
 
 
-def _runs(gangs: Sequence[Gang], bucket: Bucket) -> list[tuple[int, ...]]:
-    """Neighbours worth the same, together."""
+def runs_of(gangs: Sequence[Gang], bucket: Bucket) -> list[tuple[int, ...]]:
+    """Gangs of a bucket that are worth the same, together; most valuable first."""
     found: list[list[int]] = []
     last = None
     for gang in bucket.gangs:
@@ -372,160 +347,16 @@ def _fitting_pairs(scene: Scene, used: Sequence[int], groups: Groups) -> Ints:
     return np.stack([kind, groups.of_row[scene.rows[at]]], axis=1)
 
 
-def figures_of(outline: Outline, scene: Scene) -> Figures:
-    """The numbers of a decision, in an outline that covers it. O(columns + kinds * nodes)."""
-    terms = scene.snapshot.terms
-    options = outline.options
-    fields = outline.fields
-    cost, lower, upper = (np.zeros(outline.columns) for _ in range(3))
-    members = _start(outline, scene, cost, upper)
-    fits = _fits(outline, scene)
-    demand = _demand(outline, upper[fields["start"]])
-    kind, group = outline.pairs[:, 0], outline.pairs[:, 1]
-    upper[fields["count"]] = np.minimum(fits[kind, group], demand[kind])
-    gpus = np.array([each.milli / 1_000 for each in outline.kinds])
-    if outline.pairs.size:
-        cost[fields["count"]] = -gpus[kind] * outline.groups.price[group]
-    _extra(outline, cost, upper)
-    _inside(outline, scene, upper)
-    held = outline.dims.held(scene.places)
-    reserve = _headroom(outline, scene, held, (cost, lower, upper))
-    if options is not None:
-        cost[fields["evict"]] = -options.cost[options.chosen]
-        cost[fields["stop"]] = -options.spanning_cost
-        upper[fields["evict"]] = 1.0
-        upper[fields["stop"]] = 1.0
-    return Figures(
-        cost,
-        lower,
-        upper,
-        outline.groups.sums(held, scene.rows),
-        reserve,
-        quota_left(outline.quotas, scene.snapshot),
-        terms.eviction.evictions_max,
-        members,
-    )
-
-
-def _start(
-    outline: Outline, scene: Scene, cost: Floats, upper: Floats
-) -> tuple[tuple[int, ...], ...]:
-    """Write the columns of runs; who is in each."""
-    number = {outline.named(key): at for at, key in enumerate(outline.buckets)}
-    members: list[tuple[int, ...]] = [()] * outline.first_run[-1]
-    gangs = scene.gangs
-    for bucket in scene.buckets:
-        if not bucket.gangs:
-            continue
-        name = (
-            scene.kinds[bucket.kind],
-            bucket.workers,
-            bucket.workers_max,
-            bucket.one_rack,
-            bucket.tenant,
-        )
-        for at, run in enumerate(_runs(gangs, bucket), outline.first_run[number[name]]):
-            members[at] = run
-            cost[at] = gangs[run[0]].value
-            upper[at] = len(run)
-    return tuple(members)
-
-
-def _fits(outline: Outline, scene: Scene) -> Floats:
-    """(W, G) workers of each kind that fit each group, every kind alone."""
-    known = {kind: number for number, kind in enumerate(scene.kinds)}
-    fit = np.zeros((len(outline.kinds), scene.rows.size), dtype=np.int64)
-    for number, kind in enumerate(outline.kinds):
-        if kind in known:
-            fit[number] = scene.fit[known[kind]]
-    of_row = outline.groups.of_row[scene.rows]
-    order = np.argsort(of_row, kind="stable")
-    total = np.zeros((len(outline.kinds), len(outline.groups.key)))
-    if order.size:
-        groups, starts = np.unique(of_row[order], return_index=True)
-        total[:, groups] = np.add.reduceat(fit[:, order], starts, axis=1)
-    return np.minimum(total, UNBOUNDED)
-
-
-def _demand(outline: Outline, gangs: Floats) -> Floats:
-    """(W,) workers of each kind that could be asked for at most."""
-    demand = np.zeros(len(outline.kinds))
-    for number, key in enumerate(outline.buckets):
-        runs = slice(outline.first_run[number], outline.first_run[number + 1])
-        demand[key[0]] += gangs[runs].sum() * key[2]
-    return demand
-
-
-def _extra(outline: Outline, cost: Floats, upper: Floats) -> None:
-    at = outline.fields["extra"].start
-    for bucket in outline.elastic:
-        _, workers, workers_max, _, _ = outline.buckets[bucket]
-        runs = slice(outline.first_run[bucket], outline.first_run[bucket + 1])
-        to = slice(at, at + outline.runs[bucket])
-        cost[to] = EXTRA_WORTH * cost[runs] / workers
-        upper[to] = (workers_max - workers) * upper[runs]
-        at = to.stop
-
-
-def _inside(outline: Outline, scene: Scene, upper: Floats) -> None:
-    """How many gangs of a bucket one rack holds."""
-    at = outline.fields["inside"].start
-    known = {kind: number for number, kind in enumerate(scene.kinds)}
-    for bucket in outline.one_rack:
-        kind, workers, *_ = outline.buckets[bucket]
-        by_rack = np.zeros(len(scene.table.racks), dtype=np.int64)
-        if outline.kinds[kind] in known:
-            np.add.at(by_rack, scene.table.rack[scene.rows], scene.fit[known[outline.kinds[kind]]])
-        runs = slice(outline.first_run[bucket], outline.first_run[bucket + 1])
-        to = slice(at, at + len(outline.rack_codes))
-        upper[to] = np.minimum(by_rack[list(outline.rack_codes)] // workers, upper[runs].sum())
-        at = to.stop
-
-
-def _headroom(
-    outline: Outline, scene: Scene, held: Floats, columns: tuple[Floats, Floats, Floats]
-) -> Floats:
-    """Write the columns of blocks kept free; (headroom, sizes) slots that each pool holds."""
-    cost, lower, upper = columns
-    reserve = np.zeros((len(outline.headroom), len(outline.dims.reserve)))
-    for number, each in enumerate(outline.headroom):
-        mask = outline.headroom_rows[number][scene.rows]
-        reserve[number] = held[mask, outline.dims.rows :].sum(axis=0)
-        size = outline.dims.reserve.index(each.gpus)
-        blocks = min(each.blocks, reserve[number, size])
-        at = outline.fields["keep"].start + number
-        upper[at] = blocks if each.value is None else each.blocks
-        lower[at] = blocks if each.value is None else 0
-        cost[at] = each.value or 0.0
-    return reserve
-
-
-def _in_pool(table: NodeTable, headroom: Headroom) -> Bools:
-    """(N,) nodes whose free blocks count."""
-    if headroom.pool is None:
-        return table.open
+def _zones(
+    table: NodeTable, groups: Groups, headroom: Sequence[Headroom], *, each_node: bool
+) -> Iterator[tuple[int, tuple[int, ...]]]:
     pools = {name: code for code, name in enumerate(table.pools)}
-    here: Bools = table.open & (table.pool == pools.get(str(headroom.pool), NO_GPU))
-    return here
-
-
-def quota_left(rows: Sequence[tuple[TenantId, ...]], snapshot: Snapshot) -> Floats:
-    """GPU thousandths that each row's tenants may still take together, never below 0.
-
-    One tenant may hold its nominal amount and what it may borrow; a cohort what is nominal to all.
-    """
-    quotas = {quota.tenant: quota for quota in snapshot.terms.quotas}
-    used = dict.fromkeys(quotas, 0)
-    if quotas:
-        for attempt in snapshot.live.values():
-            if attempt.tenant in used:
-                used[attempt.tenant] += sum(
-                    len(task.gpu_ids) * task.gpu_milli for task in attempt.tasks
-                )
-    left = np.zeros(len(rows))
-    for number, tenants in enumerate(rows):
-        limit = sum(quotas[tenant].nominal_milli for tenant in tenants)
-        if number < len(quotas):
-            limit += quotas[tenants[0]].borrow_milli
-        left[number] = max(0, limit - sum(used[tenant] for tenant in tenants))
-    return left
+    for number, each in enumerate(headroom):
+        here = table.open
+        if each.pool is not None:
+            here = here & (table.pool == pools.get(str(each.pool), NO_GPU))
+        found = np.unique(groups.of_row[np.flatnonzero(here)]).tolist()
+        if each_node:
+            yield from ((number, (group,)) for group in found)
+        else:
+            yield number, tuple(found)

@@ -27,7 +27,7 @@ from scheduler.model.quantity import (
     TenantId,
     UtcSeconds,
 )
-from scheduler.model.snapshot import LiveAttempt, Snapshot
+from scheduler.model.snapshot import Snapshot
 from scheduler.model.terms import EXTRA_WORTH, Headroom
 
 VALUE_TOLERANCE = 1e-6
@@ -83,8 +83,8 @@ def verify(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> tup
         ordered: the jobs that may start now with their values, as the queue order gave them.
 
     Returns:
-        the violations found. O(placed tasks + waiting jobs), and once the columns if jobs are
-        evicted, the live tasks if there are quotas.
+        the violations found. O(placed tasks + waiting jobs), and the live tasks if there are
+        quotas.
     """
     values = {entry.job.id: entry.value for entry in ordered}
     return (*_sound(plan, snapshot), *_claims(plan, snapshot, values), *_reasons(plan, snapshot))
@@ -117,9 +117,8 @@ def _sound(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
         if times > 1:
             yield _unsafe(Kind.JOB, f"job {job} is placed more than once")
     yield from _evictions(plan, snapshot)
-    evicted = [snapshot.live[e.attempt_id] for e in plan.evictions if e.attempt_id in snapshot.live]
-    yield from _shared_use(plan, snapshot, evicted)
-    yield from _quotas(plan, snapshot, evicted)
+    yield from _shared_use(plan, snapshot)
+    yield from _quotas(plan, snapshot)
     yield from _headroom(plan, snapshot)
     yield from _sums(plan)
 
@@ -262,16 +261,15 @@ def _topology(job: WaitingJob, placement: Placement, snapshot: Snapshot) -> Iter
             )
 
 
-def _shared_use(
-    plan: Plan, snapshot: Snapshot, evicted: Sequence[LiveAttempt]
-) -> Iterator[Violation]:
-    """GPUs, CPU or memory given out beyond what is free once the evicted attempts are gone."""
-    columns = snapshot.columns
-    if evicted:
-        columns = columns.changed((task for each in evicted for task in each.tasks), ())
+def _shared_use(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
+    """GPUs, CPU or memory given out beyond what is free.
+
+    Who is evicted holds its place until it is proved dead (I6): nobody may be placed there yet.
+    """
+    free = snapshot.columns.free
     tasks = [task for placement in plan.placements for task in placement.tasks]
-    yield from _gpu_use(tasks, columns.free)
-    yield from _node_use(tasks, columns.free)
+    yield from _gpu_use(tasks, free)
+    yield from _node_use(tasks, free)
 
 
 def _gpu_use(tasks: Sequence[TaskPlacement], free: Free) -> Iterator[Violation]:
@@ -314,7 +312,7 @@ def _node_use(tasks: Sequence[TaskPlacement], free: Free) -> Iterator[Violation]
                 )
 
 
-def _quotas(plan: Plan, snapshot: Snapshot, evicted: Sequence[LiveAttempt]) -> Iterator[Violation]:
+def _quotas(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
     """Tenants and cohorts that take more although they would then hold more than they may."""
     quotas = {quota.tenant: quota for quota in snapshot.terms.quotas}
     if not quotas:
@@ -322,8 +320,6 @@ def _quotas(plan: Plan, snapshot: Snapshot, evicted: Sequence[LiveAttempt]) -> I
     held: Counter[TenantId] = Counter()
     for attempt in snapshot.live.values():
         held[attempt.tenant] += _milli(attempt.tasks)
-    for attempt in evicted:
-        held[attempt.tenant] -= _milli(attempt.tasks)
     taken: Counter[TenantId] = Counter()
     for placement in plan.placements:
         job = snapshot.waiting.get(placement.job_id)
@@ -389,6 +385,7 @@ def _blocks(headroom: Headroom, free: Free) -> int:
 
 def _sums(plan: Plan) -> Iterator[Violation]:
     total = sum(placement.value for placement in plan.placements)
+    total += sum(reservation.value for reservation in plan.reservations)
     total -= sum(eviction.cost for eviction in plan.evictions)
     if not _close(total, plan.value):
         yield _untrue(Kind.VALUE, f"the plan says {plan.value:g}, its parts sum to {total:g}")

@@ -66,11 +66,18 @@ class Eviction:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Capacity kept free for a gang that cannot start yet."""
+    """Capacity kept free for a gang that cannot start yet.
+
+    Attributes:
+        not_before: when it is expected to be free; the cycle's instant where somebody was just
+            told to leave.
+        value: what the objective gives for it already; 0 for a mere promise of a start.
+    """
 
     job_id: JobId
     node_ids: tuple[NodeId, ...]
     not_before: UtcSeconds
+    value: float = 0.0
 
 
 class ReasonCode(StrEnum):
@@ -164,7 +171,7 @@ class Plan:
 
     Attributes:
         snapshot_revision: the journal revision the snapshot stood at.
-        value: objective: the placements' values less the evictions' costs.
+        value: objective: the values of placements and reservations less the evictions' costs.
         bound: proven upper bound of the objective over all plans for this snapshot.
         waiting: one record per class of jobs left waiting.
     """

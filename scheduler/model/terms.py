@@ -15,21 +15,25 @@ EXTRA_WORTH = 0.5
 class Weights:
     """How much each quality of a placement counts when several places hold a job.
 
-    Each term is scaled to 0..1 (or a few of them), so weights compare directly. They choose
-    between places; whether a job starts at all is a matter of values and costs.
+    Terms are in GPUs: with a weight of 1, the term counts like that many GPUs lost. They choose
+    between places; whether a job starts at all is a matter of values and costs. ADR-0006 has the
+    measurements behind the defaults.
 
     Attributes:
         fragmentation: expected loss of room for the typical mix of shapes (FGD, USENIX ATC'23).
-        tightness: leave as little as possible free on the node (best fit).
-        balance: keep CPU and memory beside the GPUs that stay free.
-        topology: prefer well-linked GPUs for gangs, and whole racks for large ones.
-        spread: spread a tenant's tasks over nodes; 0 packs.
-        price: prefer cheap nodes.
+        tightness: prefer nodes with few free GPUs (best fit); the term is the free share of the
+            largest node.
+        balance: keep CPU and memory beside the GPUs that stay free; the term is the GPU share that
+            a node can no longer feed.
+        topology: prefer nodes where a worker of several GPUs gets them from one NVLink domain; the
+            term is 1 elsewhere.
+        spread: the opposite of tightness: prefer nodes with many free GPUs.
+        price: prefer cheap nodes; the term is the price of the GPUs over that of the dearest.
     """
 
     fragmentation: float = 1.0
-    tightness: float = 0.1
-    balance: float = 0.1
+    tightness: float = 0.0
+    balance: float = 0.2
     topology: float = 0.2
     spread: float = 0.0
     price: float = 0.1

@@ -32,6 +32,7 @@ class Bounds:
         gpu_utilization: none above it is possible from the first arrival to the last release.
         gpu_utilization_window: none above it is possible inside the window.
         gpu_allocation_ratio: none above it is possible in a replay.
+        link_bandwidth_ratio: the exact best subset of an empty node, by definition.
     """
 
     jct_s_mean: float | None = None
@@ -40,6 +41,7 @@ class Bounds:
     gpu_utilization: float | None = None
     gpu_utilization_window: float | None = None
     gpu_allocation_ratio: float | None = None
+    link_bandwidth_ratio: float = 1.0
 
 
 def bounds_of(workload: Workload, total_gpus: float, window: Window | None = None) -> Bounds:

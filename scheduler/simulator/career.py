@@ -95,11 +95,13 @@ class Career:
 
     def as_waiting(self, sees: Sees, overheads: Overheads) -> WaitingJob:
         """The job as it waits (again), with what its policy may know of run times."""
-        total_s = {
-            Sees.NOTHING: None,
-            Sees.LIMITS: self.job.limit_s,
-            Sees.DURATIONS: self.job.duration_s,
-        }[sees]
+        total_s = None
+        if sees is Sees.DURATIONS or (sees is Sees.LIMITS and self.job.limit_s is None):
+            # Where a trace has no limits, its durations stand in for what users would have stated:
+            # so do published replays of EASY.
+            total_s = self.job.duration_s
+        elif sees is Sees.LIMITS:
+            total_s = self.job.limit_s
         left_s = None
         if total_s is not None:
             left_s = max(0.0, total_s - self.done_s) + self._cost_s(overheads)

@@ -3,7 +3,7 @@
 A file is the node list of openb (CSV), or ours (YAML or JSON):
 
     nodes:
-    - {name: a, count: 16, gpus: 8, model: H100, cpus: 128, memory_mib: 1048576, rack: r0}
+    - {name: a, count: 16, gpus: 8, model: H100, cpus: 128, memory_mib: 1048576, nvlinks: 18}
     - {name: old, gpus: 4, model: V100, cpus: 64, memory_mib: 262144, pool: legacy}
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scheduler.errors import InvalidRequestError
 from scheduler.jobspec.reader import Located, dotted, read_yaml
@@ -21,9 +22,15 @@ from scheduler.model.quantity import DEFAULT_POOL, GpuId, NodeId, PoolName, Reso
 from scheduler.simulator.importers import openb
 from scheduler.simulator.importers.records import opened
 
+_Count = Annotated[int, Field(ge=0)]
+
 
 class _Group(BaseModel):
-    """Equal nodes; more than one are named `<name>-0000` on."""
+    """Equal nodes; more than one are named `<name>-0000` on.
+
+    `nvlinks` is the number of links between every two GPUs, or a matrix of them; pairs without one
+    have `pcie_gbps`, the others `link_gbps` for each link, one way.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -34,12 +41,29 @@ class _Group(BaseModel):
     cpus: float = Field(gt=0)
     memory_mib: int = Field(gt=0)
     gpu_memory_mib: int = Field(default=0, ge=0)
-    nvlinks: int = Field(default=0, ge=0)
-    pair_gbps: float = Field(default=0.0, ge=0)
+    nvlinks: _Count | list[list[_Count]] = 0
+    link_gbps: float = Field(default=25.0, gt=0)
+    pcie_gbps: float = Field(default=12.0, gt=0)
     rack: str = ""
     zone: str = ""
     pool: str = DEFAULT_POOL
     price_class: PriceClass = PriceClass.RESERVED
+
+    @model_validator(mode="after")
+    def _links_fit(self) -> Self:
+        rows = self.nvlinks
+        if isinstance(rows, list) and not (
+            len(rows) == self.gpus
+            and all(len(row) == self.gpus and row[place] == 0 for place, row in enumerate(rows))
+            and all(
+                count == rows[b][a] for a, row in enumerate(rows) for b, count in enumerate(row)
+            )
+        ):
+            raise ValueError(
+                f"nvlinks must be one number or a symmetric {self.gpus} x {self.gpus} matrix with"
+                " zeros on its diagonal"
+            )
+        return self
 
     def nodes(self) -> list[Node]:
         numbered = [f"{self.name}-{number:04d}" for number in range(self.count)]
@@ -54,13 +78,28 @@ class _Group(BaseModel):
                 Gpu(GpuId(f"SIM-{name}-{index}"), index, self.model, self.gpu_memory_mib)
                 for index in range(self.gpus)
             ),
-            links=Links.uniform(self.gpus, self.nvlinks, self.pair_gbps),
+            links=self._links(),
             pool=PoolName(self.pool),
             price_class=self.price_class,
             rack=self.rack,
             zone=self.zone,
             simulated=True,
         )
+
+    def _links(self) -> Links:
+        rows = self.nvlinks
+        if not isinstance(rows, list):
+            return Links.uniform(self.gpus, rows, self._gbps(rows))
+        return Links(
+            nvlinks=tuple(map(tuple, rows)),
+            bandwidth_gbps=tuple(
+                tuple(0.0 if a == b else self._gbps(count) for b, count in enumerate(row))
+                for a, row in enumerate(rows)
+            ),
+        )
+
+    def _gbps(self, links: int) -> float:
+        return links * self.link_gbps if links else self.pcie_gbps
 
 
 class _File(BaseModel):

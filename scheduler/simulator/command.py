@@ -61,7 +61,7 @@ _ColumnsOption = Annotated[
 ]
 _GenerateOption = Annotated[
     FamilyOption | None,
-    typer.Option(help="Make a workload up instead of reading one.", rich_help_panel=_FROM),
+    typer.Option(help="Make a workload up: philly-like or gang-heavy.", rich_help_panel=_FROM),
 ]
 _JobsOption = Annotated[int, typer.Option(help="Generated: how many jobs.", rich_help_panel=_FROM)]
 _LoadOption = Annotated[

@@ -27,8 +27,9 @@ from scheduler.simulator.clock import SimulatedClock
 from scheduler.simulator.cluster import described
 from scheduler.simulator.inline_solver import InlineSolver
 from scheduler.simulator.ledger import Ledger
+from scheduler.simulator.links import LinkQuality
 from scheduler.simulator.outages import Mishaps, Outages
-from scheduler.simulator.result import Cycle, RunResult
+from scheduler.simulator.result import Cycle, LinkScore, RunResult
 from scheduler.simulator.workload import Arrivals, Workload, gpu_milli
 
 T = TypeVar("T")
@@ -141,6 +142,8 @@ class _Simulation:
         self._careers = careers_of(workload.jobs)
         self._career_of = {career.waiting.id: career for career in self._careers}
         self._cycles: list[Cycle] = []
+        self._link_quality = LinkQuality(self._nodes)
+        self._links: list[LinkScore] = []
         self._events: list[tuple[float, _Event, int, str]] = []
         self._scheduled = 0
         self._pending = len(self._careers)
@@ -276,6 +279,7 @@ class _Simulation:
         for job_id in report.placed:
             attempt = self._ledger.attempt_of(job_id)
             assert attempt is not None, "it was placed just now"
+            self._links += self._link_quality.scores(attempt.tasks)
             ends_s = self._career_of[job_id].begin(now, overheads)
             if self._workload.arrivals is Arrivals.TIMED:
                 self._schedule(ends_s, _Event.COMPLETION, attempt.id)
@@ -314,6 +318,7 @@ class _Simulation:
             arrivals=self._workload.arrivals,
             jobs=tuple(career.outcome() for career in self._careers),
             cycles=tuple(self._cycles),
+            links=tuple(self._links),
         )
 
 

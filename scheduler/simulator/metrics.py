@@ -53,6 +53,8 @@ class Metrics:
         preemptions: evictions by the policy.
         restarts: starts after a job's first, whatever the reason.
         lost_gpu_hours: GPU time held that was not useful.
+        link_bandwidth_ratio: of tasks with several GPUs on nodes whose pairs are not alike, mean of
+            (bandwidth of the pairs they got / of the best subset of the empty node).
         gap_p50: of the cycles with a bound, median of (bound - value) / bound.
         gap_p99: its 99th percentile.
         cycles: scheduling cycles.
@@ -75,6 +77,7 @@ class Metrics:
     preemptions: int
     restarts: int
     lost_gpu_hours: float
+    link_bandwidth_ratio: float | None
     gap_p50: float | None
     gap_p99: float | None
     cycles: int
@@ -126,6 +129,9 @@ def metrics_of(result: RunResult, window: Window | None = None) -> Metrics:
         preemptions=sum(job.preemptions for job in result.jobs),
         restarts=sum(job.restarts for job in result.jobs),
         lost_gpu_hours=float((held - useful).sum()) / 3600 if timed else 0.0,
+        link_bandwidth_ratio=_mean(
+            np.array([score.chosen_gbps / score.best_gbps for score in result.links])
+        ),
         gap_p50=_percentile(gaps, 50),
         gap_p99=_percentile(gaps, 99),
         cycles=len(result.cycles),

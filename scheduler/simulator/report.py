@@ -64,6 +64,7 @@ FIGURES = (
     Figure("share_deviation_max", "%"),
     Figure("finish_ratio_worst", ""),
     Figure("finish_ratio_unfair", "%"),
+    Figure("link_bandwidth_ratio", "%", "link_bandwidth_ratio", compared=True),
     Figure("gap_p50", "%"),
     Figure("gap_p99", "%"),
     Figure("cycles", ""),

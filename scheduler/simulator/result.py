@@ -90,6 +90,19 @@ class Cycle:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkScore:
+    """How well linked the GPUs of one task are, on a node whose pairs are not all alike.
+
+    Attributes:
+        chosen_gbps: mean one-way GB/s over the pairs it got.
+        best_gbps: the most that as many GPUs of the empty node can have, exactly.
+    """
+
+    chosen_gbps: float
+    best_gbps: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """One workload run under one policy.
 
@@ -102,6 +115,7 @@ class RunResult:
         arrivals: whether the workload's times counted.
         jobs: in order of arrival.
         cycles: in order of time.
+        links: of tasks with several GPUs, in order of their starts.
     """
 
     workload: str
@@ -112,3 +126,4 @@ class RunResult:
     arrivals: Arrivals
     jobs: tuple[JobOutcome, ...]
     cycles: tuple[Cycle, ...]
+    links: tuple[LinkScore, ...] = ()

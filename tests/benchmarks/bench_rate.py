@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import statistics
 import sys
@@ -53,7 +54,6 @@ FILLERS = (4, 2, 1)
 ARRIVING = (1, 1, 1, 2, 1, 4, 1, 8)
 """GPUs of the jobs that arrive, one after the other."""
 SETTINGS = CycleSettings()
-POLICY = QueueSettings().policy
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Cycle:
 class Bench:
     """A store with nodes, the solver process, and cycles run one after the other."""
 
-    def __init__(self, folder: Path, nodes: int) -> None:
+    def __init__(self, folder: Path, nodes: int, policy: str) -> None:
         self.clock = SystemClock()
         self.ids = SystemIds(self.clock)
         self.nodes = [virtual_node(f"v{number:05}", GPUS) for number in range(nodes)]
@@ -127,10 +127,10 @@ class Bench:
         self.context = CycleContext(
             store=DatabaseCycleStore(self.database, self.epoch, self.ids),
             solver=self.solver,
-            policy=POLICY,
+            policy=policy,
             effort=SETTINGS.effort,
             seed=SETTINGS.seed,
-            hard_limit_s=60.0,
+            hard_limit_s=SETTINGS.hard_limit_s,
             clock=self.clock,
             rejected_plans=folder / "rejected",
         )
@@ -221,11 +221,11 @@ def _fillers(
     return found
 
 
-def decided_again(snapshot: Snapshot) -> tuple[float, int]:
+def decided_again(snapshot: Snapshot, policy: str) -> tuple[float, int]:
     """Seconds that deciding takes in this process, its columns at hand, and how much it places."""
     snapshot.columns  # noqa: B018 - the worker carries them from delta to delta
     now = UtcSeconds(max((job.eligible_at for job in snapshot.waiting.values()), default=NOW))
-    profile = profile_named(POLICY)
+    profile = profile_named(policy)
     started = time.perf_counter()
     for plan in decide(snapshot, profile, SETTINGS.effort, now, SETTINGS.seed):
         last = plan
@@ -255,7 +255,8 @@ def _backlog(cycles: Sequence[Cycle], alone: Sequence[tuple[float, int]]) -> boo
     _say(
         f"{len(cycles)} cycles of at most {SETTINGS.placements_max} placements: p50 {p50:.3f} s,"
         f" p99 {p99:.3f} s (below {CYCLE_P99_MAX_S:.0f} s), first {lengths[0]:.3f} s;"
-        f" of it waiting for the solver process p50 {waits:.3f} s"
+        f" of it waiting for the solver process p50 {waits:.3f} s;"
+        f" solver killed {sum(cycle.report.killed for cycle in cycles)} times"
     )
     return decided >= DECIDE_RATE_MIN and committed >= COMMIT_RATE_MIN and p99 < CYCLE_P99_MAX_S
 
@@ -266,7 +267,7 @@ async def _arrivals(bench: Bench, count: int) -> bool:
     for number in range(count):
         bench.submit([ARRIVING[number % len(ARRIVING)]])
         cycles.append(await bench.cycle())
-    alone = [decided_again(cycle.snapshot)[0] * 1000 for cycle in cycles]
+    alone = [decided_again(cycle.snapshot, bench.context.policy)[0] * 1000 for cycle in cycles]
     answers = [cycle.decide_s * 1000 for cycle in cycles]
     whole = [cycle.seconds * 1000 for cycle in cycles]
     busy = sum(
@@ -284,16 +285,19 @@ async def _arrivals(bench: Bench, count: int) -> bool:
     return _quantile(answers, 0.99) < ARRIVAL_P99_MAX_MS
 
 
-async def measure(folder: Path, *, nodes: int, jobs: int, arrivals: int) -> bool:
+async def measure(folder: Path, *, nodes: int, jobs: int, arrivals: int, policy: str) -> bool:
     """Run both parts and print them; whether every threshold is met."""
-    bench = Bench(folder, nodes)
+    bench = Bench(folder, nodes, policy)
     try:
-        _say(f"{nodes} nodes, {nodes * GPUS} GPUs; {jobs} one-GPU jobs wait; policy {POLICY}")
+        _say(
+            f"{nodes} nodes, {nodes * GPUS} GPUs; {jobs} one-GPU jobs wait; policy {policy};"
+            f" load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        )
         await bench.solver.process.start()
         _say(f"reading the idle cluster at the start {await bench.catch_up():.2f} s")
         bench.submit([1] * jobs)
         cycles = await bench.work_off(jobs)
-        met = _backlog(cycles, [decided_again(cycle.snapshot) for cycle in cycles])
+        met = _backlog(cycles, [decided_again(cycle.snapshot, policy) for cycle in cycles])
         bench.fill(int(nodes * GPUS * BUSY))
         await bench.catch_up()
         return await _arrivals(bench, arrivals) and met
@@ -307,11 +311,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=5_000)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--arrivals", type=int, default=200)
+    parser.add_argument("--policy", default=QueueSettings().policy)
     asked = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="haversack-bench-"))
     try:
         met = asyncio.run(
-            measure(folder, nodes=asked.nodes, jobs=asked.jobs, arrivals=asked.arrivals)
+            measure(
+                folder,
+                nodes=asked.nodes,
+                jobs=asked.jobs,
+                arrivals=asked.arrivals,
+                policy=asked.policy,
+            )
         )
     finally:
         shutil.rmtree(folder)

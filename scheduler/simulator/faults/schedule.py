@@ -374,7 +374,8 @@ class Schedule:
         self._trouble_with(Fault.GPU_FAILURE, fail, 30.0)
 
     def _trouble_with(self, fault: Fault, strike: Callable[[Host], None], mean_s: float) -> None:
-        host = self._host()
+        # Where nothing runs, little can go wrong.
+        host = self._chance.pick(self._world.busy() or [self._host()])
         if host.well:
             self._chance.fire(fault, host.node.name)
             strike(host)

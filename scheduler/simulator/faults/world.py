@@ -258,20 +258,20 @@ class World:
             self._later(
                 self._chance.between(0.1, 3.0), self._collapse, run.order.attempt_id, lost_launcher
             )
+        self._news_of(host)
 
     def mend(self, host: Host) -> None:
         """The host is well again and shows what really is on it."""
         host.powered = host.reachable = host.listed = True
         host.broken.clear()
         self._happened(f"{host.node.name} is well again")
-        for attempt_id, run in self.runs.items():
-            if host.node.id in run.hosts and not run.proved:
-                self.news(attempt_id)
+        self._news_of(host)
 
     def silence(self, host: Host) -> None:
         """Nobody reaches the host any more; what runs there goes on."""
         host.reachable = False
         self._happened(f"{host.node.name} is silent")
+        self._news_of(host)
 
     def break_gpu(self, host: Host, gpu: GpuId) -> None:
         """The GPU fails, and with it whatever uses it."""
@@ -293,9 +293,19 @@ class World:
         if chance.strikes(Fault.NEWS_REPEATED, 0.2, attempt_id):
             self._later(chance.wait_s(1.0), self._tell, attempt_id)
 
+    def busy(self) -> list[Host]:
+        """Hosts with living processes."""
+        used = {task.node_id for run in self.alive() for task in run.order.tasks}
+        return [host for host in self.hosts.values() if host.node.id in used]
+
     def alive(self) -> Sequence[Run]:
         """Runs with living processes."""
         return [run for run in self.runs.values() if run.alive]
+
+    def _news_of(self, host: Host) -> None:
+        for attempt_id, run in self.runs.items():
+            if host.node.id in run.hosts and not run.proved:
+                self.news(attempt_id)
 
     def _tell(self, attempt_id: AttemptId) -> None:
         for told in tuple(self._watchers.values()):

@@ -32,7 +32,7 @@ def test_every_command_of_the_guide_works(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "openb_node_list_gpu_node.csv").write_text(NODES, encoding="utf-8")
     for name, text in FILES:
         (tmp_path / name).write_text(text, encoding="utf-8")
-    assert [name for name, _ in FILES] == ["load.csv", "nodes.yaml"]
+    assert [name for name, _ in FILES] == ["load.csv", "other.csv", "nodes.yaml"]
     assert len(COMMANDS) >= 7
     for command in COMMANDS:
         done = CliRunner().invoke(app, shlex.split(command)[1:])

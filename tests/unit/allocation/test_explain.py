@@ -6,12 +6,15 @@ from dataclasses import replace
 from support.clusters import NOW, make_job, make_node, occupy, shape, snapshot_of, two_domains
 
 from policies.registry import profile_named
+from scheduler.allocation.explain import explain
 from scheduler.decide import decide
 from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.node import Node
-from scheduler.model.plan import Plan, Reason, ReasonCode, Waiting
+from scheduler.model.plan import Eviction, Plan, Reason, ReasonCode, Waiting
 from scheduler.model.ports import Effort
+from scheduler.model.quantity import JobId, TenantId
 from scheduler.model.snapshot import LiveAttempt
+from scheduler.model.terms import Headroom, Quota, Terms
 
 
 def decided(
@@ -147,3 +150,97 @@ def test_one_record_for_each_class_however_many_jobs() -> None:
     plan = decided([make_node("a", gpus=2, cpu_milli=0)], jobs)
     assert len(plan.waiting) == 3
     assert {waiting.class_key for waiting in plan.waiting} == {job.class_key for job in jobs}
+
+
+def alone(
+    nodes: Sequence[Node],
+    what: JobShape,
+    live: Sequence[LiveAttempt] = (),
+    terms: Terms | None = None,
+) -> Waiting:
+    """The reason record of a job that a plan without placements leaves waiting."""
+    snapshot = replace(snapshot_of(nodes, [make_job("x", what)], live), terms=terms or Terms())
+    (found,) = explain(snapshot, (), NOW)
+    return found
+
+
+def shared(node: Node, gpu: int, milli: int) -> LiveAttempt:
+    attempt = occupy(node, [gpu], milli)
+    return replace(attempt, tasks=(replace(attempt.tasks[0], gpu_milli=milli, cpu_milli=0),))
+
+
+def test_a_share_that_no_gpu_has_left() -> None:
+    node = make_node("a", gpus=2)
+    share = replace(shape(0), gpu_milli=460)
+    (reason,) = alone([node], share, [shared(node, 0, 700), shared(node, 1, 600)]).reasons
+    assert reason.code is ReasonCode.FRAGMENTED
+    assert reason.message == (
+        "no GPU has 460 thousandths free; 700 are free in all, at most 400 of one GPU"
+    )
+    assert numbers(reason) == ("gpus", 0.46, 0.7, 0.4)
+    (reason,) = alone([node], share, [shared(node, 0, 900), shared(node, 1, 900)]).reasons
+    assert reason.code is ReasonCode.WAITING_CAPACITY
+    assert reason.message == "needs 0.46 GPUs, 0.2 free"
+
+
+def test_shares_of_a_gang_are_counted_gpu_by_gpu() -> None:
+    node = make_node("a", gpus=3)
+    gang = replace(shape(0, tasks=5), gpu_milli=460)
+    (reason,) = alone([node], gang, [shared(node, 0, 560)]).reasons
+    assert reason.code is ReasonCode.WAITING_GANG
+    assert reason.message.startswith("4 of the gang's 5 tasks")
+    assert numbers(reason) == ("gpus", 2.3, 1.84, 1.84)
+    (reason,) = alone([node], gang, [shared(node, 0, 800)]).reasons
+    assert reason.message == "needs 2.3 GPUs, 2.2 free"
+    fitting = alone([node], gang, [shared(node, 0, 540)]).reasons[0]
+    assert fitting.code is ReasonCode.BEHIND_PRIORITY
+
+
+def test_gpus_of_two_models_on_a_node_do_not_add_up() -> None:
+    plain = make_node("a")
+    gpus = tuple(replace(gpu, model="A100") if gpu.index < 3 else gpu for gpu in plain.gpus)
+    mixed = replace(plain, gpus=gpus)
+    live = [occupy(mixed, [3])]
+    (reason,) = alone([mixed], shape(5), live).reasons
+    assert reason.code is ReasonCode.FRAGMENTED
+    assert alone([mixed], shape(4), live).reasons[0].code is ReasonCode.BEHIND_PRIORITY
+    assert alone([mixed], shape(6)).reasons[0].code is ReasonCode.NEVER_FITS
+
+
+def test_a_quota_that_is_used_up() -> None:
+    node = make_node("a")
+    terms = Terms(quotas=(Quota(TenantId("default"), 3_000),))
+    (reason,) = alone([node], shape(2), [occupy(node, [0, 1])], terms).reasons
+    assert reason.code is ReasonCode.WAITING_QUOTA
+    assert reason.message == ("tenant default may take 1 GPUs more by its quota, the job needs 2")
+    assert numbers(reason) == ("gpus", 2, 1, 1)
+
+
+def test_headroom_that_is_kept_for_others() -> None:
+    node = make_node("a")
+    terms = Terms(headroom=(Headroom(None, 8, 1),))
+    (reason,) = alone([node], shape(2), terms=terms).reasons
+    assert reason.code is ReasonCode.RESERVED_HEADROOM
+    assert reason.message == (
+        "0 of its 1 tasks would fit beside the GPUs that are reserved as headroom"
+    )
+
+
+def test_a_closed_cluster_is_not_told_that_it_never_fits() -> None:
+    found = alone([make_node("a", cordoned=True)], shape(8))
+    assert [reason.code for reason in found.reasons] == [ReasonCode.BLOCKED_BY_CONFIG]
+
+
+def test_evictions_count_as_gone() -> None:
+    node = make_node("a")
+    live = occupy(node, range(8))
+    snapshot = snapshot_of([node], [make_job("x", shape(8))], [live])
+    stop = Eviction(live.id, JobId("j-x"), 1.0)
+    (found,) = explain(snapshot, (), NOW, [stop])
+    assert [reason.code for reason in found.reasons] == [ReasonCode.BEHIND_PRIORITY]
+
+
+def test_nobody_waits_nothing_is_looked_at() -> None:
+    snapshot = snapshot_of([make_node("a")], [])
+    assert explain(snapshot, (), NOW) == ()
+    assert "columns" not in snapshot.__dict__

@@ -32,9 +32,7 @@ def cluster(*nodes: Node, terms: Terms | None = None) -> Snapshot:
     return replace(snapshot_of(nodes, []), terms=terms or Terms())
 
 
-def best(
-    snapshot: Snapshot, waiting: Sequence[Gang], most: int | None = None
-) -> dict[int, Loads]:
+def best(snapshot: Snapshot, waiting: Sequence[Gang], most: int | None = None) -> dict[int, Loads]:
     return best_greedy(lambda: room_of(snapshot), waiting, Worth(snapshot), most=most)
 
 

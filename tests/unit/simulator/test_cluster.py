@@ -48,6 +48,20 @@ def test_the_public_node_list() -> None:
     assert described(nodes).startswith("1213 nodes, 6212 GPUs (549 x 8 G2, 387 x 2 T4")
 
 
+def test_boards_whose_pairs_are_not_alike(tmp_path: Path) -> None:
+    text = "nodes:\n- {name: a, gpus: 3, cpus: 1, memory_mib: 1, model: V100, nvlinks: MATRIX}"
+    matrix = "[[0, 2, 0], [2, 0, 1], [0, 1, 0]]"
+    (node,) = read_nodes(written(tmp_path, text.replace("MATRIX", matrix)))
+    assert node.links.bandwidth_gbps == ((0.0, 50.0, 12.0), (50.0, 0.0, 25.0), (12.0, 25.0, 0.0))
+    for bad in (
+        "[[0, 1], [1, 0]]",
+        "[[0, 1, 0], [2, 0, 1], [0, 1, 0]]",
+        "[[1,0,0],[0,1,0],[0,0,1]]",
+    ):
+        with pytest.raises(InvalidRequestError, match="symmetric 3 x 3 matrix"):
+            read_nodes(written(tmp_path, text.replace("MATRIX", bad)))
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

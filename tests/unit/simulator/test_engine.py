@@ -82,8 +82,9 @@ def test_easy_lets_a_long_job_pass_beside_the_head() -> None:
     assert spans(run("easy", jobs, ONE))["long"] == [(2.0, 32.0)]
 
 
-def test_easy_without_limits_lets_nobody_pass() -> None:
-    assert ends(run("easy", LINE, ONE)) == ends(run("fifo", LINE, ONE))
+def test_where_a_trace_has_no_limits_durations_stand_in() -> None:
+    exact = [replace(job, limit_s=job.duration_s) for job in LINE]
+    assert ends(run("easy", LINE, ONE)) == ends(run("easy", exact, ONE))
 
 
 def test_srtf_stops_the_longer_job_and_keeps_its_progress() -> None:

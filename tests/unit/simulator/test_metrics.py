@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from support.builders import full_mesh, node, task_placement
 from support.sim_runs import outcome, run_result
 
+from scheduler.model.node import Links
+from scheduler.simulator.links import LinkQuality
 from scheduler.simulator.metrics import SizeClass, metrics_of, served_by_size, timing_of
-from scheduler.simulator.result import Cycle
+from scheduler.simulator.result import Cycle, LinkScore
 from scheduler.simulator.workload import Arrivals
+
+# Half of a DGX-1 V100: links of each pair, 25 GB/s each.
+_ROWS = ((0, 1, 1, 2), (1, 0, 2, 1), (1, 2, 0, 2), (2, 1, 2, 0))
+DGX1_HALF = Links(_ROWS, tuple(tuple(25.0 * links for links in row) for row in _ROWS))
 
 
 def test_wait_counts_eviction_and_restart_time() -> None:
@@ -72,6 +81,22 @@ def test_gap_and_wall_time_come_from_the_cycles() -> None:
     assert found.gap_p99 == pytest.approx(0.098)
     timing = timing_of(result)
     assert (timing.decision_ms_p50, timing.decision_s_total) == (2.0, 0.008)
+
+
+def test_links_are_scored_against_the_best_subset_of_the_empty_node() -> None:
+    board = node("v100", 4, links=DGX1_HALF)
+    switched = node("h100", 4, links=full_mesh(4))
+    quality = LinkQuality([board, switched])
+    tasks = [
+        task_placement(board, (0, 1)),
+        task_placement(board, (2, 1)),
+        task_placement(board, (3,)),
+        task_placement(switched, (0, 1)),
+    ]
+    scores = quality.scores(tasks)
+    assert scores == [LinkScore(25.0, 50.0), LinkScore(50.0, 50.0)]
+    found = metrics_of(replace(run_result(), links=tuple(scores)))
+    assert found.link_bandwidth_ratio == 0.75
 
 
 def test_an_empty_run_has_no_figures() -> None:

@@ -12,12 +12,15 @@ from policies.lowest_index import LowestIndex
 from policies.placement_score import PlacementScore
 from policies.priority_age import PriorityAge
 from policies.random_fit import RandomFit
+from policies.service_value import ServiceValue
 from policies.shortest_first import ShortestFirst, SmallestFirst
 from scheduler.model.ports import Admission, Preemption, Profile, QueueOrder, Sees
 
 PROFILES: Mapping[str, Callable[[], Profile]] = {
     # The daemon's default.
     "priority-age": lambda: Profile("priority-age", PriorityAge(), BestFit()),
+    # Ours with preemption: no run times, whoever has had least service first.
+    "knapsack": lambda: Profile("knapsack", ServiceValue(), BestFit(), preemption=Preemption.EVICT),
     # Baselines as published schedulers have them: who is next.
     "fifo": lambda: Profile("fifo", Fifo(), BestFit(), Admission.IN_ORDER),
     "fifo-skip": lambda: Profile("fifo-skip", Fifo(), BestFit(), Admission.SKIP),

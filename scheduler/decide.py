@@ -170,7 +170,7 @@ def _plan(desk: _Desk, candidate: Candidate) -> Plan:
             )
             for each in promised
         ),
-        waiting=explain(desk.snapshot, placements, now, evictions),
+        waiting=explain(desk.snapshot, placements, now),
         value=candidate.value,
         bound=candidate.bound,
         solver=report,

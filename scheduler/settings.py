@@ -114,8 +114,8 @@ class PlacementSettings(_Section):
     """How much each quality of a place counts when several places hold a job.
 
     The first six choose between places. Their terms are in GPUs: with a weight of 1, the term
-    counts like that many GPUs lost (ADR-0006 has the measurements). `price_value` and the prices enter
-    the objective itself: a job may wait for a cheaper node when it is not worth the price.
+    counts like that many GPUs lost (ADR-0006 has the measurements). `price_value` and the prices
+    enter the objective itself: a job may wait for a cheaper node when it is not worth the price.
 
     Attributes:
         fragmentation_weight: GPUs that the usual mix of jobs could no longer use (FGD, ATC'23).

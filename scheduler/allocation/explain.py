@@ -26,7 +26,6 @@ from scheduler.model.counting import (
 from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape, Topology, WaitingJob, Worker
 from scheduler.model.plan import (
-    Eviction,
     FunnelStep,
     Placement,
     Reason,
@@ -49,21 +48,18 @@ class Verdict:
 
 
 def explain(
-    snapshot: Snapshot,
-    placements: Sequence[Placement],
-    now: UtcSeconds,
-    evictions: Sequence[Eviction] = (),
+    snapshot: Snapshot, placements: Sequence[Placement], now: UtcSeconds
 ) -> tuple[Waiting, ...]:
     """Reason records for every class with a job that the plan leaves waiting, by class key.
 
-    The numbers are those after the plan, so that they stay true until capacity changes; a class
-    that would have fitted before it is told that it was outbid.
+    The numbers are those after the plan, so that they stay true until capacity changes: what is
+    placed is taken, and who is evicted holds its place until it is gone. A class that would have
+    fitted before the plan is told that it was outbid.
 
     Args:
         snapshot: what was decided on.
         placements: what the plan starts.
         now: the cycle's instant.
-        evictions: what the plan stops.
 
     Returns:
         one record per class; each has a reason. O(waiting jobs + shapes * nodes), in numpy.
@@ -76,14 +72,10 @@ def explain(
     if not left:
         return ()
     before = after = snapshot.columns
-    if placements or evictions:
-        named = dict.fromkeys(eviction.attempt_id for eviction in evictions)
-        stopped = (snapshot.live[each] for each in named if each in snapshot.live)
-        after = before.changed(
-            chain.from_iterable(attempt.tasks for attempt in stopped),
-            chain.from_iterable(placement.tasks for placement in placements),
-        )
-    limits = _Limits(snapshot, placements, evictions)
+    if placements:
+        started = chain.from_iterable(placement.tasks for placement in placements)
+        after = before.changed((), started)
+    limits = _Limits(snapshot, placements)
     verdicts: dict[JobShape, tuple[Verdict, bool]] = {}
     records = []
     for class_key, jobs in sorted(left.items()):
@@ -99,17 +91,13 @@ def explain(
 class _Limits:
     """What the terms leave after the plan."""
 
-    def __init__(
-        self, snapshot: Snapshot, placements: Sequence[Placement], evictions: Sequence[Eviction]
-    ) -> None:
+    def __init__(self, snapshot: Snapshot, placements: Sequence[Placement]) -> None:
         self._quotas = Quotas(snapshot)
         self._reserves = Reserves(snapshot)
+        self._spare: Ints | None = None
+        self._beside: dict[JobShape, int] = {}
         if not self._quotas:
             return
-        for eviction in evictions:
-            attempt = snapshot.live.get(eviction.attempt_id)
-            if attempt is not None:
-                self._quotas.take(attempt.tenant, -sum(_milli_of(attempt.tasks)))
         for placement in placements:
             job = snapshot.waiting.get(placement.job_id)
             if job is not None:
@@ -131,11 +119,9 @@ class _Limits:
             )
         if not fits or not self._reserves or not need:
             return
-        view = _View(job.shape, free)
-        spare = self._reserves.spare(free)
-        each = max(1, view.worker.needs.gpus)
-        cap = (spare[list(view.codes)] // each).sum(axis=0)
-        tasks = int(np.minimum(view.tasks, cap[view.rows]).sum())
+        if job.shape not in self._beside:
+            self._beside[job.shape] = self._tasks_beside_headroom(job.shape, free)
+        tasks = self._beside[job.shape]
         if tasks < job.shape.tasks:
             yield Reason(
                 ReasonCode.RESERVED_HEADROOM,
@@ -143,6 +129,14 @@ class _Limits:
                 "reserved as headroom",
                 *_in_tasks(job.shape, job.shape.tasks, tasks, tasks),
             )
+
+    def _tasks_beside_headroom(self, shape: JobShape, free: Free) -> int:
+        if self._spare is None:
+            self._spare = self._reserves.spare(free)
+        view = _View(shape, free)
+        each = max(1, view.worker.needs.gpus)
+        cap = (self._spare[list(view.codes)] // each).sum(axis=0)
+        return int(np.minimum(view.tasks, cap[view.rows]).sum())
 
 
 def _milli_of(tasks: Sequence[TaskPlacement]) -> Iterator[int]:

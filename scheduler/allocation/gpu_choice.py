@@ -41,7 +41,8 @@ def placement_of(table: NodeTable, gang: Gang, loads: Loads, worth: Worth, stage
     per_task, milli = gang.shape.per_task, gang.shape.gpu_milli or WHOLE_GPU_MILLI
     each = 1 if gang.shape.gpu_milli else per_task.gpus
     tasks: list[TaskPlacement] = []
-    for load in sorted(loads, key=lambda load: load.row):
+    loads = _in_rank_order(loads)
+    for load in loads:
         node = table.nodes[load.row]
         ids = _gpu_ids(node, load.gpus)
         for number in range(load.workers * gang.tasks_per_worker):
@@ -60,20 +61,24 @@ def placement_of(table: NodeTable, gang: Gang, loads: Loads, worth: Worth, stage
     )
 
 
+def _in_rank_order(loads: Loads) -> Loads:
+    """By node name, so that neighbouring ranks are on one node or on nodes named alike."""
+    return loads if len(loads) == 1 else tuple(sorted(loads, key=lambda load: load.row))
+
+
 def _gpu_ids(node: Node, indexes: tuple[int, ...]) -> tuple[GpuId, ...]:
-    """Ids of the GPUs at these positions."""
+    """Ids of the GPUs with these indexes."""
     gpus = node.gpus
-    if all(index < len(gpus) and gpus[index].index == index for index in indexes):
-        return tuple(gpus[index].id for index in indexes)
+    if gpus and gpus[-1].index == len(gpus) - 1:
+        return tuple([gpus[index].id for index in indexes])
     by_index = {gpu.index: gpu.id for gpu in gpus}  # a node that lacks one of its GPUs
-    return tuple(by_index[index] for index in indexes)
+    return tuple([by_index[index] for index in indexes])
 
 
 def _why(table: NodeTable, gang: Gang, loads: Loads) -> str:
-    nodes = [table.nodes[load.row] for load in sorted(loads, key=lambda load: load.row)]
-    if len(nodes) > 1:
-        return f"on {len(nodes)} nodes, {nodes[0].name} first"
-    node, gpus = nodes[0], loads[0].gpus
+    node, gpus = table.nodes[loads[0].row], loads[0].gpus
+    if len(loads) > 1:
+        return f"on {len(loads)} nodes, {node.name} first"
     if not gpus:
         return f"on {node.name}"
     listed = ",".join(str(gpu) for gpu in gpus)
@@ -89,14 +94,14 @@ def _why(table: NodeTable, gang: Gang, loads: Loads) -> str:
 
 def _bandwidths(table: NodeTable, row: int, gpus: tuple[int, ...]) -> tuple[float, float]:
     """Mean pair GB/s of these GPUs, and of the best as many of their model on an empty node."""
-    models = table.gpu_model[row].tolist()
     board = board_of(table.boards[table.board[row]])
-    alike = tuple(gpu for gpu, model in enumerate(models) if model == models[gpus[0]])
-    if len(alike) < len(gpus):  # GPUs of several models: nothing to compare with
-        alike = tuple(sorted(gpus))
     if board.uniform:
         mean = mean_pair_bandwidth(board.links, gpus[:2])
         return mean, mean
+    models = table.gpu_model[row].tolist()
+    alike = tuple(gpu for gpu, model in enumerate(models) if model == models[gpus[0]])
+    if len(alike) < len(gpus):  # GPUs of several models: nothing to compare with
+        alike = tuple(sorted(gpus))
     links = board.links
     return mean_pair_bandwidth(links, gpus), mean_pair_bandwidth(
         links, board.best(alike, len(gpus))

@@ -107,8 +107,8 @@ class Arrays:
     def activity(self, point: Floats) -> Floats:
         """(R,) the rows' left-hand sides at a point: A x."""
         row = np.repeat(np.arange(self.limit.size), np.diff(self.starts))
-        weights: Floats = self.value * point[self.index]
-        return np.bincount(row, weights=weights, minlength=self.limit.size)
+        sums = np.bincount(row, weights=self.value * point[self.index], minlength=self.limit.size)
+        return sums.astype(np.float64)
 
 
 def arrays_of(model: PulpModel) -> Arrays:
@@ -178,6 +178,15 @@ class Program:
             ("CBC", lambda: _cbc(self.model, self.arrays, limits, relaxed=True, start=None)),
         )
 
+    def mark(self) -> Any:
+        """Where the live program stands, to `reset` to after detours; None when it is not live."""
+        return None if self._warm is None else self._warm.getBasis()
+
+    def reset(self, mark: Any) -> None:
+        """Go on from where the program stood at `mark`."""
+        if self._warm is not None and mark is not None:
+            self._warm.setBasis(mark)
+
     def solve(self, limits: Limits, start: Floats | None = None) -> Answer:
         """Solve in integers, from a feasible point if there is one; never raises."""
         return self._first(
@@ -229,8 +238,8 @@ def _floats(values: Sequence[Any]) -> Floats:
     return np.array(values, dtype=np.float64)
 
 
-def _loaded(arrays: Arrays, limits: Limits, *, integer: bool = False) -> Any:
-    """A fresh solver that holds the model."""
+def highs_model(arrays: Arrays) -> Any:
+    """The arrays as HiGHS takes them, in one piece."""
     lp = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = arrays.cost.size, arrays.limit.size
     lp.sense_ = highspy.ObjSense.kMaximize
@@ -241,6 +250,12 @@ def _loaded(arrays: Arrays, limits: Limits, *, integer: bool = False) -> Any:
     lp.a_matrix_.start_ = arrays.starts
     lp.a_matrix_.index_ = arrays.index
     lp.a_matrix_.value_ = arrays.value
+    return lp
+
+
+def _loaded(arrays: Arrays, limits: Limits, *, integer: bool = False) -> Any:
+    """A fresh solver that holds the model."""
+    lp = highs_model(arrays)
     if integer:
         lp.integrality_ = [highspy.HighsVarType.kInteger] * arrays.cost.size
     solver = highspy.Highs()

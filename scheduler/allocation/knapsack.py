@@ -56,9 +56,9 @@ from scheduler.model.quantity import WHOLE_GPU_MILLI
 Terms = list[tuple[Any, float]]
 TORN = 1e-3
 """Parts of a gang below which a start counts as whole."""
-NEGLIGIBLE = 2e-4
+NEGLIGIBLE = 5e-4
 """Share of the objective that may stay torn."""
-CHEAP = 3e-4
+CHEAP = 1e-3
 """Share of the objective that one step may cost without a look at the other way."""
 FEASIBLE = 1e-6
 ROUNDING = 1e-9
@@ -440,6 +440,7 @@ def dive(knapsack: Knapsack, relaxed: Relaxed, limits: Limits, *, steps_max: int
     program, arrays = knapsack.program, knapsack.program.arrays
     start = knapsack.outline.fields["start"]
     lower, upper = arrays.lower.copy(), arrays.upper.copy()
+    mark = program.mark()
     for _ in range(steps_max):
         value = float(arrays.cost @ point)
         part = point[start] - np.floor(point[start])
@@ -469,6 +470,7 @@ def dive(knapsack: Knapsack, relaxed: Relaxed, limits: Limits, *, steps_max: int
             break
         _, lower[column], upper[column], point = best
     program.change(arrays.cost, arrays.lower, arrays.upper, arrays.limit)
+    program.reset(mark)
     return point
 
 

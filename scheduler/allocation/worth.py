@@ -28,12 +28,11 @@ class Worth:
         free_of_charge: whether all of them are 0.
     """
 
-    __slots__ = ("_least_price", "free_of_charge", "gpu_price")
+    __slots__ = ("free_of_charge", "gpu_price")
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.gpu_price = gpu_prices(snapshot.columns.table, snapshot.terms)
         self.free_of_charge = not self.gpu_price.any()
-        self._least_price = float(self.gpu_price.min()) if self.gpu_price.size else 0.0
 
     def of(self, gang: Gang, loads: Loads) -> float:
         """What `gang` is worth on these loads; its value grows with the workers it gets."""
@@ -46,13 +45,6 @@ class Worth:
         gpus = gang.worker.milli / WHOLE_GPU_MILLI
         cost = sum(load.workers * gpus * float(self.gpu_price[load.row]) for load in loads)
         return value - cost
-
-    def at_most(self, gang: Gang) -> float:
-        """What `gang` is worth in its largest size where GPUs cost least; never below 0."""
-        each = gang.worker.milli / WHOLE_GPU_MILLI * self._least_price
-        worker = gang.value / gang.workers
-        extra = max(0.0, EXTRA_WORTH * worker - each) * (gang.workers_max - gang.workers)
-        return max(0.0, gang.value - each * gang.workers + extra)
 
     def total(self, gangs: Sequence[Gang], packing: Packing) -> float:
         """The whole packing's worth, added in queue order."""

@@ -45,16 +45,16 @@ class Bounds:
 
 
 def bounds_of(workload: Workload, total_gpus: float, window: Window | None = None) -> Bounds:
-    """All bounds, over the jobs that the cluster can hold at all. O(n log n) for n jobs.
+    """All bounds. O(n log n) for n jobs.
 
     Args:
-        workload: jobs in order of arrival.
+        workload: jobs in order of arrival, without those that no policy can ever run.
         total_gpus: of the cluster, above 0.
         window: of `gpu_utilization_window`; None leaves it out.
     """
     if workload.arrivals is Arrivals.REPLAY:
         return Bounds(gpu_allocation_ratio=min(1.0, workload.gpus / total_gpus))
-    jobs = [job for job in workload.jobs if job.gpus <= total_gpus]
+    jobs = workload.jobs
     work = sum(job.gpus * job.duration_s for job in jobs)
     jct = mean_jct(jobs, total_gpus)
     end = makespan(jobs, total_gpus)

@@ -53,9 +53,8 @@ def utilization(study: Study) -> list[Curve]:
         )
         for place, one in enumerate(runs)
     ]
-    jobs = [job for job in study.workload.jobs if job.gpus <= study.gpus_total]
-    if jobs:
-        times, work = work_by(jobs, study.gpus_total)
+    if study.runnable:
+        times, work = work_by(study.runnable, study.gpus_total)
         rate = np.diff(np.interp(edges, times, work)) / np.diff(edges)
         curves.append(Curve(BOUND, "bound", days, rate / study.gpus_total))
     return curves

@@ -17,7 +17,7 @@ from scheduler.simulator.arrays import Arrays, Floats
 
 UNFAIR_ABOVE = 1.05
 """A finish ratio above it counts as unfair (Shockwave's threshold)."""
-_CHUNK = 4_096
+_CHUNK_CELLS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,9 @@ def _over_time(arrays: Arrays, total_gpus: float, weight: Floats) -> tuple[Float
     steps = np.diff(times, append=times[-1:])
     now = np.zeros(2 * tenants)
     held, share, off = np.zeros(tenants), np.zeros(tenants), np.zeros(tenants)
-    for begin in range(0, len(times), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
+    chunk = max(16, _CHUNK_CELLS // max(1, tenants))
+    for begin in range(0, len(times), chunk):
+        part = slice(begin, begin + chunk)
         rows = len(times[part])
         level = np.zeros((rows, 2 * tenants))
         level[np.arange(rows), who[part]] = change[part]

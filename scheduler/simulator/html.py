@@ -16,7 +16,7 @@ from scheduler.simulator.report import Figure, ratio_to, rows, shown
 from scheduler.simulator.study import Study
 from scheduler.simulator.workload import Arrivals
 
-_TENANTS_SHOWN = 14
+_TENANTS_SHOWN, _TENANTS_LISTED = 14, 60
 _HOUR_S, _DAY_S = 3_600.0, 86_400.0
 _SPANS = (1.0, 10.0, 60.0, 600.0, _HOUR_S, 10 * _HOUR_S, 2 * _DAY_S, 10 * _DAY_S, 100 * _DAY_S)
 
@@ -241,7 +241,10 @@ def _tenants(study: Study) -> str:
         f'<th scope="col">mean wait<br>{escape(run.result.policy)}</th>' for run in study.runs
     )
     body = []
-    for place, tenant in enumerate(study.runs[0].fairness.tenants):
+    tenants = study.runs[0].fairness.tenants
+    largest = sorted(range(len(tenants)), key=lambda place: -tenants[place].gpu_hours)
+    for place in largest[:_TENANTS_LISTED]:
+        tenant = tenants[place]
         waits = "".join(
             f"<td>{shown(run.fairness.tenants[place].wait_s_mean, 's')}</td>" for run in study.runs
         )
@@ -249,9 +252,12 @@ def _tenants(study: Study) -> str:
             f"<tr><td>{escape(tenant.tenant)}</td><td>{tenant.jobs:,}</td>"
             f"<td>{tenant.gpu_hours:,.0f}</td>{waits}</tr>"
         )
+    left_out = len(tenants) - len(body)
+    more = f'<p class="dim">{left_out:,} smaller ones are left out.</p>' if left_out else ""
     return (
-        '<section><h2>Tenants</h2><div class="scroll"><table><thead><tr><th scope="col">tenant</th>'
-        f'<th scope="col">jobs</th><th scope="col">GPU hours</th>{policies}</tr></thead>'
+        f'<section><h2>Tenants</h2>{more}<div class="scroll"><table><thead><tr>'
+        '<th scope="col">tenant</th><th scope="col">jobs</th>'
+        f'<th scope="col">GPU hours</th>{policies}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div></section>"
     )
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from policies.registry import PROFILES, profile_named
 from scheduler.errors import InvalidRequestError
+from scheduler.model.feasible import never_fits
 from scheduler.model.node import Node
 from scheduler.model.ports import Profile
 from scheduler.model.quantity import WHOLE_GPU_MILLI
 from scheduler.simulator.arrays import arrays_of
 from scheduler.simulator.bounds import Bounds, Window, bounds_of, default_window
-from scheduler.simulator.career import Overheads
+from scheduler.simulator.career import Overheads, shape_of
 from scheduler.simulator.cluster import described, read_nodes
 from scheduler.simulator.engine import Options, simulate
 from scheduler.simulator.fairness import Fairness, fairness_of
@@ -30,7 +31,7 @@ from scheduler.simulator.metrics import (
 )
 from scheduler.simulator.outages import Outages
 from scheduler.simulator.result import RunResult
-from scheduler.simulator.workload import Arrivals, Workload, gpu_milli
+from scheduler.simulator.workload import Arrivals, SimJob, Workload, gpu_milli
 from scheduler.virtual import parse_virtual
 
 
@@ -51,6 +52,7 @@ class Study:
 
     Attributes:
         workload: what arrived.
+        runnable: its jobs without those that would not fit the empty cluster.
         source: where it came from: a file and its format, or a generator and its recipe.
         cluster: the nodes in a few words.
         nodes: how many.
@@ -63,6 +65,7 @@ class Study:
     """
 
     workload: Workload
+    runnable: tuple[SimJob, ...]
     source: str
     cluster: str
     nodes: int
@@ -179,8 +182,10 @@ def run_study(
         result = simulate(workload, nodes, profile, options, tell)
         runs.append(evaluated(result, window, request.weights))
     total = gpu_milli(nodes) / WHOLE_GPU_MILLI
+    runnable = _runnable(workload, nodes)
     return Study(
         workload=workload,
+        runnable=runnable,
         source=_source(request),
         cluster=described(nodes),
         nodes=len(nodes),
@@ -188,7 +193,7 @@ def run_study(
         seed=request.seed,
         window=window,
         options=_options(request, workload),
-        bounds=bounds_of(workload, total, window),
+        bounds=bounds_of(replace(workload, jobs=runnable), total, window),
         runs=tuple(runs),
     )
 
@@ -210,6 +215,12 @@ def evaluated(
         sizes=served_by_size(result),
         timing=timing_of(result),
     )
+
+
+def _runnable(workload: Workload, nodes: tuple[Node, ...]) -> tuple[SimJob, ...]:
+    shapes = [shape_of(job) for job in workload.jobs]
+    fits = {shape: never_fits(shape, nodes) is None for shape in dict.fromkeys(shapes)}
+    return tuple(job for job, shape in zip(workload.jobs, shapes, strict=True) if fits[shape])
 
 
 def _given(path: Path | None) -> Path:

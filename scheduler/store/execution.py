@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy import Row, bindparam, or_, select, update
 
 from scheduler.ids import IdSource
 from scheduler.model.execution import (
@@ -48,6 +48,16 @@ _WITHDRAW = (
     update(intents)
     .where(intents.c.id == bindparam("intent"), intents.c.state == "pending")
     .values(state="void", settled_at=bindparam("at"), message=bindparam("told"))
+)
+_PENDING = (
+    select(intents)
+    .where(
+        OPEN,
+        intents.c.state == "pending",
+        or_(intents.c.kind == bindparam("kind"), intents.c.kind == bindparam("other_kind")),
+    )
+    .order_by(intents.c.created_at, intents.c.id)
+    .limit(bindparam("at_most"))
 )
 _launches = intents.alias("launches")
 _stops = intents.alias("stops")
@@ -191,12 +201,7 @@ def claim(
     """As `SqlExecutionStore.claim_intents`, inside `tx`. Two to four statements per intent."""
     lease.require(tx, epoch)
     rows = tx.connection.execute(
-        select(intents)
-        .where(
-            OPEN, intents.c.state == "pending", intents.c.kind.in_([kind.value for kind in kinds])
-        )
-        .order_by(intents.c.created_at, intents.c.id)
-        .limit(limit)
+        _PENDING, {"kind": kinds[0].value, "other_kind": kinds[-1].value, "at_most": limit}
     ).all()
     taken = [row for row in rows if _claim_one(tx, row, epoch=epoch, now=now, ids=ids)]
     return tuple(_intent(row, epoch) for row in taken)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, bindparam, select, update
 
 from scheduler.jobspec import parse_job_json
 from scheduler.model.execution import AttemptObservation, IntentKind, Phase
@@ -28,6 +28,16 @@ from scheduler.store.transitions import apply_event
 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 _E, _S = JobEvent, JobState
+
+_LIVE = select(attempts).where(attempts.c.id == bindparam("attempt"), attempts.c.live.is_(True))
+_JOB = select(jobs).where(jobs.c.id == bindparam("job"))
+_STARTED = {
+    table: update(table).where(table.c.id == bindparam("of")).values(started_at=bindparam("since"))
+    for table in (attempts, jobs)
+}
+_STOP_ORDER = select(intents.c.order_json).where(
+    intents.c.attempt_id == bindparam("attempt"), intents.c.kind == IntentKind.STOP.value
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +114,11 @@ def launch_refused(
 
 
 def _live(tx: Transaction, attempt_id: AttemptId) -> AnyRow | None:
-    return tx.connection.execute(
-        select(attempts).where(attempts.c.id == attempt_id, attempts.c.live.is_(True))
-    ).one_or_none()
+    return tx.connection.execute(_LIVE, {"attempt": attempt_id}).one_or_none()
 
 
 def _job(tx: Transaction, attempt: AnyRow) -> AnyRow:
-    return tx.connection.execute(select(jobs).where(jobs.c.id == attempt.job_id)).one()
+    return tx.connection.execute(_JOB, {"job": attempt.job_id}).one()
 
 
 def _note_start(
@@ -119,11 +127,9 @@ def _note_start(
     """Remember when the attempt started, and the job with its first."""
     if started_at is None or attempt.started_at is not None:
         return
-    tx.connection.execute(
-        update(attempts).where(attempts.c.id == attempt.id).values(started_at=started_at)
-    )
+    tx.connection.execute(_STARTED[attempts], {"of": attempt.id, "since": started_at})
     if job.started_at is None:
-        tx.connection.execute(update(jobs).where(jobs.c.id == job.id).values(started_at=started_at))
+        tx.connection.execute(_STARTED[jobs], {"of": job.id, "since": started_at})
 
 
 def _launch_is_done(tx: Transaction, attempt: AnyRow, now: UtcSeconds) -> None:
@@ -191,11 +197,7 @@ def _told(end: End, last: JobEvent) -> End:
 
 
 def _stop_cause(tx: Transaction, attempt_id: AttemptId) -> EndCause | None:
-    document = tx.connection.execute(
-        select(intents.c.order_json).where(
-            intents.c.attempt_id == attempt_id, intents.c.kind == IntentKind.STOP.value
-        )
-    ).scalar_one_or_none()
+    document = tx.connection.execute(_STOP_ORDER, {"attempt": attempt_id}).scalar_one_or_none()
     return None if document is None else codec.stop_order(document).cause
 
 

@@ -51,6 +51,8 @@ GPUS = 8
 BUSY = 0.75
 FILLERS = (4, 2, 1)
 """GPUs of the jobs that keep a node busy: what remains is in pieces, as on a cluster in use."""
+ENTIRE = 10
+"""Of so many nodes one stays free as a whole, so that whoever arrives finds a place."""
 ARRIVING = (1, 1, 1, 2, 1, 4, 1, 8)
 """GPUs of the jobs that arrive, one after the other."""
 SETTINGS = CycleSettings()
@@ -172,7 +174,7 @@ class Bench:
         return time.perf_counter() - started
 
     def fill(self, gpus: int) -> None:
-        """Make as many GPUs busy in all, by plans that leave every other GPU in pieces."""
+        """Make as many GPUs busy in all, by plans that leave most of the others in pieces."""
         view = Snapshot().apply(self.database.read_sync(lambda tx: load_delta(tx, 0)))
         busy = int(view.columns.gpu_held.sum()) // 1000
         wanted = _fillers(view, self.nodes, gpus - busy)
@@ -201,7 +203,7 @@ class Bench:
 def _fillers(
     view: Snapshot, nodes: Sequence[Node], gpus: int
 ) -> list[tuple[Node, tuple[int, ...]]]:
-    """Jobs of 4, 2 and 1 GPUs on nodes with free ones, one a node, until `gpus` are taken."""
+    """Jobs of 4, 2 and 1 GPUs on nodes with free ones, round by round, until `gpus` are taken."""
     table = view.columns.table
     free = {
         node.id: [
@@ -212,6 +214,8 @@ def _fillers(
     found: list[tuple[Node, tuple[int, ...]]] = []
     while gpus > 0:
         for number, node in enumerate(nodes):
+            if number % ENTIRE == 0 and len(free[node.id]) == GPUS:
+                continue
             size = FILLERS[number % len(FILLERS)]
             left = free[node.id]
             if size <= min(len(left), gpus):
@@ -300,6 +304,8 @@ async def measure(folder: Path, *, nodes: int, jobs: int, arrivals: int, policy:
         met = _backlog(cycles, [decided_again(cycle.snapshot, policy) for cycle in cycles])
         bench.fill(int(nodes * GPUS * BUSY))
         await bench.catch_up()
+        bench.submit([1])
+        await bench.cycle()  # waits until the solver process has taken in all those attempts
         return await _arrivals(bench, arrivals) and met
     finally:
         await bench.close()

@@ -15,15 +15,13 @@ from scheduler.allocation.explain import explain
 from scheduler.allocation.gangs import gangs_of
 from scheduler.allocation.gpu_choice import place
 from scheduler.allocation.greedy import best_greedy
-from scheduler.allocation.room import Room
 from scheduler.allocation.verify import check_safety, verify
 from scheduler.allocation.worth import Worth
 from scheduler.model.job import WaitingJob
 from scheduler.model.node import PriceClass
-from scheduler.model.plan import Eviction, Plan, ReasonCode
+from scheduler.model.plan import Plan, ReasonCode
 from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import PoolName, TenantId
-from scheduler.model.snapshot import LiveAttempt, Snapshot
 from scheduler.model.terms import Headroom, Price, Quota, Terms
 
 TENANTS = (TenantId("default"), TenantId("t1"), TenantId("t2"))
@@ -64,15 +62,6 @@ def keyed(jobs: Sequence[WaitingJob]) -> dict[str, WaitingJob]:
     return {job.id: replace(job, class_key=f"{job.tenant} {job.shape!r}") for job in jobs}
 
 
-def evicting(
-    rng: random.Random, snapshot: Snapshot, jobs: Sequence[WaitingJob]
-) -> tuple[list[LiveAttempt], tuple[Eviction, ...]]:
-    if not jobs or rng.random() < 0.5:
-        return [], ()
-    victims = [each for each in snapshot.live.values() if rng.random() < 0.3]
-    return victims, tuple(Eviction(each.id, jobs[0].id, 0.25) for each in victims)
-
-
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(0, 1_000_000))
 def test_greedy_plans_are_sound_true_and_explained(seed: int) -> None:
@@ -81,23 +70,14 @@ def test_greedy_plans_are_sound_true_and_explained(seed: int) -> None:
     base = random_cluster(seed, random_terms(rng))
     snapshot = replace(base, waiting={job.id: job for job in jobs})
     ordered = [OrderedJob(job, rank, rng.uniform(0.1, 9.0)) for rank, job in enumerate(jobs)]
-    victims, evictions = evicting(rng, snapshot, jobs)
-
-    def room() -> Room:
-        found = room_of(snapshot)
-        for victim in victims:
-            found.release(victim)
-        return found
-
     gangs, worth = gangs_of(ordered), Worth(snapshot)
-    packing = best_greedy(room, gangs, worth)
+    packing = best_greedy(lambda: room_of(snapshot), gangs, worth)
     placements = place(snapshot.columns.table, gangs, packing, worth, "greedy")
-    value = worth.total(gangs, packing) - 0.25 * len(evictions)
+    value = worth.total(gangs, packing)
     plan = Plan(
         snapshot_revision=snapshot.revision,
         placements=placements,
-        evictions=evictions,
-        waiting=explain(snapshot, placements, NOW, evictions),
+        waiting=explain(snapshot, placements, NOW),
         value=value,
         bound=max(value, 1e9),
     )

@@ -85,7 +85,7 @@ class SimulatedSolver:
             for attempt in self._snapshot.live.values()
             if attempt.preemptible and not attempt.stopping
         ]
-        if not left or not victims or not self._chance.strikes(Fault.EVICTION, 0.15):
+        if not left or not victims or not self._chance.strikes(Fault.EVICTION, 0.4):
             return None
         return Eviction(self._chance.pick(victims), left[0], 1.0)
 

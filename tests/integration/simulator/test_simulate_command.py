@@ -56,6 +56,15 @@ def test_a_file_is_run_and_reported(tmp_path: Path) -> None:
     assert metrics["gpu_utilization"] == 1.0
 
 
+def test_a_job_that_never_fits_is_unplaced_and_in_no_bound(tmp_path: Path) -> None:
+    huge = written(tmp_path, f"{CSV}huge,0,64,100000\n")
+    done = simulate("--workload", huge, "--cluster", "1x8:H100", "--json", "-", "-q")
+    found = json.loads(done.stdout)
+    metrics = found["runs"][0]["metrics"]
+    assert (metrics["unplaced"], metrics["completed"]) == (1, 2)
+    assert found["bounds"]["makespan_s_bound"] == metrics["makespan_s"] == 200.0
+
+
 def test_equal_seeds_give_equal_files_whatever_the_hash_seed(tmp_path: Path) -> None:
     files = [tmp_path / "first.json", tmp_path / "second.json"]
     command = "from scheduler.main import run; run()"

@@ -10,9 +10,9 @@ from scheduler.allocation.explain import explain
 from scheduler.decide import decide
 from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.node import Node
-from scheduler.model.plan import Eviction, Plan, Reason, ReasonCode, Waiting
+from scheduler.model.plan import Plan, Reason, ReasonCode, Waiting
 from scheduler.model.ports import Effort
-from scheduler.model.quantity import JobId, TenantId
+from scheduler.model.quantity import TenantId
 from scheduler.model.snapshot import LiveAttempt
 from scheduler.model.terms import Headroom, Quota, Terms
 
@@ -229,15 +229,6 @@ def test_headroom_that_is_kept_for_others() -> None:
 def test_a_closed_cluster_is_not_told_that_it_never_fits() -> None:
     found = alone([make_node("a", cordoned=True)], shape(8))
     assert [reason.code for reason in found.reasons] == [ReasonCode.BLOCKED_BY_CONFIG]
-
-
-def test_evictions_count_as_gone() -> None:
-    node = make_node("a")
-    live = occupy(node, range(8))
-    snapshot = snapshot_of([node], [make_job("x", shape(8))], [live])
-    stop = Eviction(live.id, JobId("j-x"), 1.0)
-    (found,) = explain(snapshot, (), NOW, [stop])
-    assert [reason.code for reason in found.reasons] == [ReasonCode.BEHIND_PRIORITY]
 
 
 def test_nobody_waits_nothing_is_looked_at() -> None:

@@ -11,7 +11,7 @@ from support.clusters import NOW, make_job, make_node, occupy, shape, snapshot_o
 from scheduler.allocation.verify import Kind, Severity, check_safety, verify
 from scheduler.model.job import JobShape, WaitingJob
 from scheduler.model.node import PriceClass
-from scheduler.model.plan import Eviction, Placement, Plan, TaskPlacement
+from scheduler.model.plan import Eviction, Placement, Plan, Reservation, TaskPlacement
 from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import AttemptId, GpuId, JobId, PoolName, TenantId
 from scheduler.model.snapshot import LiveAttempt, Snapshot
@@ -120,20 +120,31 @@ def test_prices_are_part_of_a_placements_value() -> None:
     assert kinds(view, placed("0", shape(2), [[0, 1]], VALUE, "b")) == {Kind.VALUE}
 
 
-def test_an_evicted_attempt_makes_room_for_others() -> None:
-    live = occupy(A, range(8), 90_000)
-    view = snapshot(make_job("0", shape(2)), live=[live])
-    start = placed("0", shape(2), [[0, 1]])
+def test_an_evicted_attempt_holds_its_place_until_it_is_gone() -> None:
+    live = occupy(A, range(7), 90_000)
+    view = snapshot(make_job("0", shape(1)), live=[live])
     stop = Eviction(live.id, JobId("j-0"), 2.5)
-    assert kinds(view, start) == {Kind.GPU}
-    assert kinds(view, start, evictions=[stop]) == set()
-    assert kinds(view, start, evictions=[stop, stop]) == {Kind.EVICTION}
-    ending = snapshot(make_job("0", shape(2)), live=[replace(live, stopping=True)])
-    assert kinds(ending, start, evictions=[stop]) == {Kind.EVICTION}
+    assert kinds(view, placed("0", shape(1), [[0]]), evictions=[stop]) == {Kind.GPU}
+    assert kinds(view, placed("0", shape(1), [[7]]), evictions=[stop]) == set()
+    assert kinds(view, evictions=[stop, stop]) == {Kind.EVICTION}
+
+
+def test_only_those_are_evicted_who_may_be_and_are_not_leaving() -> None:
+    live, job = occupy(A, range(7)), make_job("0", shape(1))
+    stop = Eviction(live.id, JobId("j-0"), 2.5)
+    assert kinds(snapshot(job, live=[live]), evictions=[stop]) == set()
     kept = replace(live, job=replace(live.job, preemptible=False))
-    assert kinds(snapshot(make_job("0", shape(2)), live=[kept]), start, evictions=[stop]) == {
-        Kind.EVICTION
-    }
+    for attempt in (replace(live, stopping=True), kept):
+        assert kinds(snapshot(job, live=[attempt]), evictions=[stop]) == {Kind.EVICTION}
+
+
+def test_a_reservation_may_be_worth_something() -> None:
+    view = snapshot(make_job("0", shape(8)), live=[occupy(A, [0])])
+    kept = Reservation(JobId("j-0"), (A.id,), NOW, value=4.0)
+    plan = Plan(view.revision, reservations=(kept,), value=4.0, bound=9.0)
+    assert check_safety(plan, view, NOW) == ()
+    worthless = replace(plan, reservations=())
+    assert {v.kind for v in check_safety(worthless, view, NOW)} == {Kind.VALUE}
 
 
 def test_quotas_of_tenants_and_cohorts() -> None:
@@ -151,14 +162,6 @@ def test_quotas_of_tenants_and_cohorts() -> None:
         view = snapshot(make_job("0", shape(2)), live=[live], terms=Terms(quotas=quotas))
         assert kinds(view, start) == ({Kind.QUOTA} if wrong else set())
         assert kinds(view) == set(), "who takes nothing may hold too much"
-
-
-def test_an_eviction_gives_back_its_share_of_the_quota() -> None:
-    live = occupy(A, [7])
-    terms = Terms(quotas=(Quota(TenantId("default"), 2_000),))
-    view = snapshot(make_job("0", shape(2)), live=[live], terms=terms)
-    stop = Eviction(live.id, JobId("j-0"), 0.0)
-    assert kinds(view, placed("0", shape(2), [[0, 1]]), evictions=[stop]) == set()
 
 
 def test_reserved_blocks_stay() -> None:

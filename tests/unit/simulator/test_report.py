@@ -68,6 +68,7 @@ def study(*, tenant: str = "busy", policy: str = "fifo") -> Study:
     )
     return Study(
         workload=load,
+        runnable=load.jobs,
         source="load.csv (csv)",
         cluster="1 nodes, 8 GPUs (1 x 8 H100)",
         nodes=1,
@@ -93,6 +94,7 @@ def replay() -> Study:
     return replace(
         study(),
         workload=load,
+        runnable=load.jobs,
         window=None,
         bounds=bounds_of(load, 8.0),
         runs=(evaluated(run, None),),
@@ -273,8 +275,17 @@ def test_curves_say_what_they_are_named_for() -> None:
     assert held.y[-1] == bound.y[-1] == 100.0
 
 
+def test_small_tenants_are_counted_not_listed() -> None:
+    crowd = [outcome(f"j{n}", tenant=f"t{n}", spans=((0.0, 10.0 + n),)) for n in range(100)]
+    many = replace(study(), runs=(evaluated(run_result(*crowd), None),))
+    text = page(many)
+    assert "<td>t99</td>" in text
+    assert "<td>t39</td>" not in text
+    assert "40 smaller ones are left out" in text
+
+
 def test_a_study_of_nothing_still_has_a_page() -> None:
     nothing = replace(
-        study(), workload=Workload("empty", ()), runs=(evaluated(run_result(), None),)
+        study(), workload=Workload("empty", ()), runnable=(), runs=(evaluated(run_result(), None),)
     )
     assert "<h1>empty</h1>" in page(nothing)

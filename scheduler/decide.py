@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from scheduler.allocation.evictions import Victim, victims_of
 from scheduler.allocation.explain import explain
@@ -20,7 +21,7 @@ from scheduler.allocation.sequential import decide_in_line
 from scheduler.allocation.verify import verify
 from scheduler.allocation.worth import Worth
 from scheduler.model.plan import Eviction, Plan, Reservation, SolverReport
-from scheduler.model.ports import Admission, Effort, OrderedJob, Preemption, Profile
+from scheduler.model.ports import Admission, Decider, Effort, OrderedJob, Preemption, Profile
 from scheduler.model.quantity import JobId, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
@@ -66,6 +67,15 @@ def decide(
     for candidate in improve(desk.task, packing, effort, seed, memory):
         best = _checked(desk, candidate, best)
         yield best
+
+
+def remembering() -> Decider:
+    """`decide` for a caller that decides again and again: each solve starts where the last stood.
+
+    Plans may then differ from those of a cold start; what is proven about them does not, and the
+    same sequence of questions still gets the same answers.
+    """
+    return partial(decide, memory=Memory())
 
 
 @dataclass(frozen=True, slots=True)

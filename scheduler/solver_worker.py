@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Sequence
 from typing import BinaryIO, cast
 
-from scheduler.model.ports import Decider
+from scheduler.model.ports import Decider, Profile
 from scheduler.model.snapshot import Snapshot
 from scheduler.solver_protocol import (
     HEADER,
@@ -58,6 +58,7 @@ class Worker:
         self._decider = decider
         self._output = output
         self._snapshot = Snapshot()
+        self._profiles: dict[str, Profile] = {}
 
     def handle(self, message: ToWorker | FromWorker) -> None:
         """Act on one message.
@@ -69,6 +70,7 @@ class Worker:
         """
         if isinstance(message, Feed):
             self._snapshot = self._snapshot.apply(message.delta)
+            self._snapshot.columns  # noqa: B018 - made now, while nobody waits for an answer
         elif isinstance(message, Decide):
             self._decide(message)
         else:
@@ -87,9 +89,14 @@ class Worker:
         from policies.registry import profile_named  # noqa: PLC0415 - kept off the stub's path
 
         try:
-            profile = profile_named(request.policy)
+            if request.policy not in self._profiles:  # kept: node scores learn as they go
+                self._profiles[request.policy] = profile_named(request.policy)
             for plan in self._decider(
-                self._snapshot, profile, request.effort, request.now, request.seed
+                self._snapshot,
+                self._profiles[request.policy],
+                request.effort,
+                request.now,
+                request.seed,
             ):
                 self.say(Candidate(request.request, plan))
         except OSError:
@@ -131,11 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.dup2(2, 1)
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin.buffer, inbox), daemon=True).start()
-    worker = Worker(decider_named(options.decider), output)
-    if options.decider == DEFAULT_DECIDER:
+    decider = decider_named(options.decider)
+    if options.decider == DEFAULT_DECIDER:  # another one, of a test, must stay quick to start
         from scheduler.allocation.warmup import warm_up  # noqa: PLC0415 - only the real decider
+        from scheduler.decide import remembering  # noqa: PLC0415 - only the real decider
 
         warm_up()
+        decider = remembering()
+    worker = Worker(decider, output)
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     worker.say(Ready())

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
 
 from scheduler.allocation.limits import Quotas, Reserves
-from scheduler.model.columns import Bools, Floats, Free, Ints
+from scheduler.model.columns import Floats, Free, Ints, NodeTable
 from scheduler.model.counting import (
     counts,
     emptied,
@@ -71,20 +72,21 @@ def explain(
             left.setdefault(job.class_key, []).append(job)
     if not left:
         return ()
-    before = after = snapshot.columns
+    before = snapshot.columns
+    earlier = later = _Reaches(before.free)
     if placements:
         started = chain.from_iterable(placement.tasks for placement in placements)
-        after = before.changed((), started)
+        later = _Reaches(before.changed((), started).free)
     limits = _Limits(snapshot, placements)
     verdicts: dict[JobShape, tuple[Verdict, bool]] = {}
     records = []
     for class_key, jobs in sorted(left.items()):
         shape = jobs[0].shape
         if shape not in verdicts:
-            verdict = judge(shape, snapshot, after.free)
-            outbid = after is not before and verdict.reasons and _View(shape, before.free).starts()
+            verdict = _judge(later.view(shape), snapshot)
+            outbid = later is not earlier and verdict.reasons and earlier.view(shape).starts()
             verdicts[shape] = verdict, bool(outbid)
-        records.append(_record(class_key, jobs, *verdicts[shape], limits, after.free, now))
+        records.append(_record(class_key, jobs, *verdicts[shape], limits, later, now))
     return tuple(records)
 
 
@@ -103,7 +105,7 @@ class _Limits:
             if job is not None:
                 self._quotas.take(job.tenant, sum(_milli_of(placement.tasks)))
 
-    def reasons(self, job: WaitingJob, free: Free, *, fits: bool) -> Iterator[Reason]:
+    def reasons(self, job: WaitingJob, reaches: _Reaches, *, fits: bool) -> Iterator[Reason]:
         """Which of them keeps `job` waiting; headroom only matters where it would fit."""
         need = job.shape.gpu_milli_total
         if not self._quotas.admits(job.tenant, need):
@@ -149,11 +151,11 @@ def _record(
     verdict: Verdict,
     outbid: bool,  # noqa: FBT001 - private, one caller
     limits: _Limits,
-    free: Free,
+    reaches: _Reaches,
     now: UtcSeconds,
 ) -> Waiting:
     reasons = list(verdict.reasons)
-    reasons += limits.reasons(jobs[0], free, fits=not reasons)
+    reasons += limits.reasons(jobs[0], reaches, fits=not reasons)
     if all(job.eligible_at > now for job in jobs):
         # No number of seconds: it would make a new record of every look at the clock.
         reasons.insert(0, Reason(ReasonCode.BACKOFF, "the backoff before its next attempt runs"))
@@ -175,26 +177,62 @@ def _measure(shape: JobShape) -> str:
     return "gpus" if shape.gpu_milli_total else "cpu_milli"
 
 
+class _Reach:
+    """The nodes that shapes of one pool and GPU models may use, and what is free on them.
+
+    Attributes:
+        codes: model codes that they accept.
+        in_pool, offering: how many nodes are of the pool, and of those have such GPUs.
+        rows: of those the ones that take new work; all of them with `closed_too`.
+    """
+
+    def __init__(self, worker: Worker, free: Free, *, closed_too: bool = False) -> None:
+        self.free = free
+        self.codes = model_codes(free.table, worker)
+        inside = in_pool(free.table, worker)
+        offers = inside & offering(free.table, worker, self.codes)
+        self.in_pool, self.offering = int(inside.sum()), int(offers.sum())
+        self.rows = np.flatnonzero(offers if closed_too else offers & free.table.open)
+        self._named = bool(worker.gpu_models)
+        self._amounts: dict[str, tuple[float, float]] = {}
+
+    def amount(self, dimension: str) -> tuple[float, float]:
+        """What is free of a dimension: in all, and the most on one node.
+
+        Of GPUs those that are accepted; `shares` counts parts of GPUs too, in GPUs, and the most of
+        one GPU.
+        """
+        if dimension not in self._amounts:
+            on_node, largest = self._free_of(dimension)
+            self._amounts[dimension] = float(on_node.sum()), float(largest.max(initial=0))
+        return self._amounts[dimension]
+
+    def _free_of(self, dimension: str) -> tuple[Floats, Floats]:
+        free, rows = self.free, self.rows
+        if dimension == "shares":
+            gpu = free.gpu[rows] / WHOLE_GPU_MILLI
+            if self._named and free.table.mixed:
+                gpu = np.where(np.isin(free.table.gpu_model[rows], self.codes), gpu, 0.0)
+            return gpu, gpu
+        if dimension == "gpus":
+            found = free.whole[list(self.codes)][:, rows].sum(axis=0)
+        else:
+            found = free.cpu[rows] if dimension == "cpu_milli" else free.memory[rows]
+        return found, found
+
+
 class _View:
-    """What of `free` a shape can use, task by task.
+    """What of a reach one shape can use, task by task.
 
     Attributes:
         worker: one task.
-        codes: model codes that it accepts.
-        in_pool, offering: (N,) nodes of its pool, and of those the ones with GPUs of its models.
-        rows: of those the ones that take new work; all of them with `closed_too`.
-        tasks: (rows,) tasks that fit each of them.
+        tasks: (rows,) tasks that fit each node.
     """
 
-    def __init__(self, shape: JobShape, free: Free, *, closed_too: bool = False) -> None:
-        self.shape, self.free = shape, free
+    def __init__(self, shape: JobShape, reach: _Reach) -> None:
+        self.shape, self.reach = shape, reach
         self.worker = _task_of(shape)
-        self.codes = model_codes(free.table, self.worker)
-        self.in_pool = in_pool(free.table, self.worker)
-        self.offering = self.in_pool & offering(free.table, self.worker, self.codes)
-        usable = self.offering if closed_too else self.offering & free.table.open
-        self.rows = np.flatnonzero(usable)
-        self.tasks = counts(free, self.worker, self.codes, self.rows)
+        self.tasks = counts(reach.free, self.worker, reach.codes, reach.rows)
 
     def starts(self) -> bool:
         """Whether the gang could start here, alone."""
@@ -206,30 +244,47 @@ class _View:
         return found if found is not None and found[1].max(initial=0) < self.shape.tasks else None
 
     def _places(self) -> tuple[str, Ints] | None:
-        shape, free = self.shape, self.free
+        shape, free, codes, rows = self.shape, self.reach.free, self.reach.codes, self.reach.rows
         if shape.topology is Topology.SAME_RACK:
-            racks = free.table.rack[self.rows]
-            room = np.bincount(racks, weights=self.tasks, minlength=1).astype(np.int64)
-            return "rack", room
+            room = np.bincount(free.table.rack[rows], weights=self.tasks, minlength=1)
+            return "rack", room.astype(np.int64)
         if shape.topology is Topology.SAME_NVLINK and self.worker.milli:
-            inside = in_domains(free, self.worker, self.codes, self.rows)
+            inside = in_domains(free, self.worker, codes, rows)
             others = replace(self.worker, needs=replace(self.worker.needs, gpus=0), gpu_milli=0)
-            most = counts(free, others, self.codes, self.rows)
+            most = counts(free, others, codes, rows)
             return "NVLink domain", np.minimum(inside, most[:, None]).reshape(-1)
         if shape.topology.one_node:
             if not self.worker.needs.gpus or not free.table.mixed:
                 return "node", self.tasks
-            by_model = [
-                counts(
-                    free,
-                    replace(self.worker, gpu_models=(free.table.models[code],)),
-                    (code,),
-                    self.rows,
-                )
-                for code in self.codes
-            ]
-            return "node", np.concatenate(by_model)
+            names = free.table.models
+            narrow = [(code, replace(self.worker, gpu_models=(names[code],))) for code in codes]
+            return "node", np.concatenate(
+                [counts(free, worker, (code,), rows) for code, worker in narrow]
+            )
         return None
+
+
+class _Reaches:
+    """Reaches into one state of the cluster, each worked out once."""
+
+    def __init__(self, free: Free) -> None:
+        self.free = free
+        self._known: dict[object, _Reach] = {}
+
+    def view(self, shape: JobShape) -> _View:
+        """What `shape` can use."""
+        worker = _task_of(shape)
+        key = (worker.pool, worker.gpu_models, worker.milli > 0)
+        if key not in self._known:
+            self._known[key] = _Reach(worker, self.free)
+        return _View(shape, self._known[key])
+
+
+@lru_cache(maxsize=4096)
+def _fits_when_empty(table: NodeTable, shape: JobShape) -> bool:
+    """Whether the shape could start if nothing ran and all nodes and GPUs were well."""
+    reach = _Reach(_task_of(shape), emptied(table), closed_too=True)
+    return _View(shape, reach).starts()
 
 
 def _task_of(shape: JobShape) -> Worker:
@@ -242,37 +297,36 @@ def _task_of(shape: JobShape) -> Worker:
     )
 
 
-def judge(shape: JobShape, snapshot: Snapshot, free: Free) -> Verdict:
-    """Why `shape` cannot start on what is `free`, as if it were alone. A few numpy operations."""
-    view = _View(shape, free)
+def _judge(view: _View, snapshot: Snapshot) -> Verdict:
+    """Why a shape cannot start on what is free, as if it were alone."""
+    shape, reach = view.shape, view.reach
     funnel = (
-        FunnelStep("present", len(free.table.nodes)),
-        FunnelStep("pool", int(view.in_pool.sum())),
-        FunnelStep("gpu-model", int(view.offering.sum())),
-        FunnelStep("schedulable", view.rows.size),
-        FunnelStep("one-task-fits", int((view.tasks > 0).sum())),
+        FunnelStep("present", len(reach.free.table.nodes)),
+        FunnelStep("pool", reach.in_pool),
+        FunnelStep("gpu-model", reach.offering),
+        FunnelStep("schedulable", reach.rows.size),
+        FunnelStep("one-task-fits", int(np.count_nonzero(view.tasks))),
     )
     if view.starts():
         return Verdict((), funnel)
-    if not _View(shape, emptied(free.table), closed_too=True).starts():
+    if not _fits_when_empty(reach.free.table, shape):
         impossible = never_fits(shape, tuple(snapshot.nodes.values()))
         if impossible is not None:
             return Verdict((impossible,), funnel)
-    if not view.rows.size:
-        return Verdict((_no_usable_node(view, shape),), funnel)
+    if not reach.rows.size:
+        return Verdict((_no_usable_node(reach, shape),), funnel)
     return Verdict(tuple(_shortages(view)), funnel)
 
 
-def _no_usable_node(view: _View, shape: JobShape) -> Reason:
-    with_model = int(view.offering.sum())
-    if not view.in_pool.size:
+def _no_usable_node(reach: _Reach, shape: JobShape) -> Reason:
+    if not reach.free.table.nodes:
         message = "the cluster has no nodes yet"
-    elif not view.in_pool.any():
+    elif not reach.in_pool:
         message = f"no node is in pool {shape.pool}"
-    elif not with_model:
+    elif not reach.offering:
         message = f"no node offers {' or '.join(shape.gpu_models) or 'a GPU'}"
     else:
-        message = f"all {with_model} nodes that could take it are cordoned or unhealthy"
+        message = f"all {reach.offering} nodes that could take it are cordoned or unhealthy"
     return Reason(ReasonCode.BLOCKED_BY_CONFIG, message, "nodes", 1, 0, 0)
 
 
@@ -312,30 +366,12 @@ def _need(shape: JobShape, dimension: str, tasks: int = 1) -> float:
     return amount * tasks
 
 
-def _amounts(view: _View, dimension: str) -> Floats:
-    """(rows,) what is free of a dimension on each usable node; of GPUs those of its models."""
-    free, rows = view.free, view.rows
-    if dimension == "cpu_milli":
-        return free.cpu[rows].astype(np.float64)
-    if dimension == "memory_mib":
-        return free.memory[rows].astype(np.float64)
-    if view.shape.gpu_milli:
-        right: Bools | bool = True
-        if view.worker.gpu_models and free.table.mixed:
-            right = np.isin(free.table.gpu_model[rows], view.codes)
-        milli: Floats = np.where(right, free.gpu[rows], 0).sum(axis=1) / WHOLE_GPU_MILLI
-        return milli
-    gpus: Ints = free.whole[list(view.codes)][:, rows].sum(axis=0)
-    return gpus.astype(np.float64)
-
-
 def _short(view: _View, dimension: str) -> Reason | None:
     shape = view.shape
     need = _need(shape, dimension, shape.tasks)
     if not need:
         return None
-    amounts = _amounts(view, dimension)
-    have = float(amounts.sum())
+    have, largest = view.reach.amount(_of(shape, dimension))
     if need <= have:
         return None
     models = (
@@ -347,8 +383,13 @@ def _short(view: _View, dimension: str) -> Reason | None:
         dimension,
         need,
         have,
-        float(amounts.max(initial=0)),
+        largest,
     )
+
+
+def _of(shape: JobShape, dimension: str) -> str:
+    """What a reach calls the dimension that a shape draws on."""
+    return "shares" if dimension == "gpus" and shape.gpu_milli else dimension
 
 
 def _fragmented(view: _View) -> Reason:
@@ -356,12 +397,7 @@ def _fragmented(view: _View) -> Reason:
     shape = view.shape
     for dimension, label in _LABELS.items():
         need = _need(shape, dimension)
-        if not need:
-            continue
-        amounts = _amounts(view, dimension)
-        largest, total = float(amounts.max()), float(amounts.sum())
-        if dimension == "gpus" and shape.gpu_milli:
-            largest = _largest_share(view) / WHOLE_GPU_MILLI
+        total, largest = view.reach.amount(_of(shape, dimension))
         if need <= largest:
             continue
         if dimension == "gpus" and shape.gpu_milli:
@@ -377,28 +413,18 @@ def _fragmented(view: _View) -> Reason:
             )
         return Reason(ReasonCode.FRAGMENTED, message, dimension, need, total, largest)
     dimension = _measure(shape)
-    amounts = _amounts(view, dimension)
     gpus = f"{shape.gpu_milli} thousandths of a GPU"
     if not shape.gpu_milli:
         gpus = f"{shape.per_task.gpus} GPUs of one model"
     return Reason(
         ReasonCode.FRAGMENTED,
-        f"each resource is free somewhere, but none of {view.rows.size} nodes has all that one "
-        f"task needs ({gpus}, {shape.per_task.cpu_milli} m CPU, {shape.per_task.memory_mib} MiB) "
-        "at once",
+        f"each resource is free somewhere, but none of {view.reach.rows.size} nodes has all that "
+        f"one task needs ({gpus}, {shape.per_task.cpu_milli} m CPU, "
+        f"{shape.per_task.memory_mib} MiB) at once",
         dimension,
         _need(shape, dimension),
-        float(amounts.sum()),
-        float(amounts.max()),
+        *view.reach.amount(_of(shape, dimension)),
     )
-
-
-def _largest_share(view: _View) -> int:
-    """The most thousandths free of one GPU that the shape accepts."""
-    room = view.free.gpu[view.rows]
-    if view.worker.gpu_models and view.free.table.mixed:
-        room = np.where(np.isin(view.free.table.gpu_model[view.rows], view.codes), room, 0)
-    return int(room.max(initial=0))
 
 
 def _in_tasks(

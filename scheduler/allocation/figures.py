@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -76,6 +76,60 @@ def figures_of(outline: Outline, scene: Scene) -> Figures:
         terms.eviction.evictions_max,
         members,
     )
+
+
+def trimmed(outline: Outline, figures: Figures) -> Outline:
+    """The outline without rows that cannot bind, whatever starts: they cost time and say nothing.
+
+    No group is asked for more CPU or memory than its GPUs could take along, each with the most that
+    any kind asks for one of them, and what kinds without GPUs ask for.
+    """
+    if outline.options is not None:
+        return outline
+    rows = outline.dims.rows
+    drawn = _drawn_at_most(outline, figures.upper[outline.fields["count"]])
+    drawn = np.minimum(drawn, _beside_gpus(outline, figures))
+    asked = np.zeros(len(outline.quotas))
+    start = figures.upper[outline.fields["start"]]
+    for number, (kind, _, most, _, tenant) in enumerate(outline.buckets):
+        runs = slice(outline.first_run[number], outline.first_run[number + 1])
+        milli = start[runs].sum() * outline.kinds[kind].milli * most
+        for row, tenants in enumerate(outline.quotas):
+            if tenant in tenants:
+                asked[row] += milli
+    binding = (drawn > figures.capacity[:, :rows], asked > figures.quota)
+    return replace(outline, binding=binding)
+
+
+def _drawn_at_most(outline: Outline, counts: Floats) -> Floats:
+    """(G, rows) what all workers that could come would draw."""
+    kind, group = outline.pairs[:, 0], outline.pairs[:, 1]
+    rows = outline.dims.rows
+    drawn = np.zeros((len(outline.groups.key), rows))
+    for dimension in range(rows):
+        drawn[:, dimension] = np.bincount(
+            group,
+            weights=outline.need[kind, dimension] * counts,
+            minlength=len(outline.groups.key),
+        )
+    return drawn
+
+
+def _beside_gpus(outline: Outline, figures: Figures) -> Floats:
+    """(G, rows) for CPU and memory: what the group's GPUs could take along; elsewhere infinite."""
+    rows = outline.dims.rows
+    found = np.full((len(outline.groups.key), rows), np.inf)
+    if not outline.dims.slots or outline.dims.shares or outline.dims.slots[0] != 1:
+        return found
+    gpus = np.array([kind.needs.gpus for kind in outline.kinds])
+    counts = figures.upper[outline.fields["count"]]
+    without = np.where(gpus[outline.pairs[:, 0]] == 0, counts, 0.0)
+    others = _drawn_at_most(outline, without)
+    for dimension in (rows - 2, rows - 1):
+        each = outline.need[gpus > 0, dimension] / gpus[gpus > 0]
+        most = float(each.max(initial=0.0))
+        found[:, dimension] = figures.capacity[:, 0] * most + others[:, dimension]
+    return found
 
 
 def _start(

@@ -107,9 +107,9 @@ def limits_of(outline: Outline, figures: Figures) -> Floats:
     return np.concatenate(
         [
             np.zeros(len(outline.kinds)),
-            figures.capacity[:, : outline.dims.rows].ravel(),
+            figures.capacity[:, : outline.dims.rows][outline.binding[0]],
             figures.reserve.ravel(),
-            figures.quota / WHOLE_GPU_MILLI,
+            figures.quota[outline.binding[1]] / WHOLE_GPU_MILLI,
             np.where(hard, -figures.blocks, figures.blocks),
         ]
     )
@@ -181,7 +181,7 @@ def _room_rows(
             of_group[group].append(at)
     for group in range(len(outline.groups.key)):
         here = counts.get(group, [])
-        for dimension in range(outline.dims.rows):
+        for dimension in np.flatnonzero(outline.binding[0][group]).tolist():
             each = need[dimension]
             terms = [(column, each[kind]) for column, kind in here if each[kind]]
             terms += [
@@ -248,7 +248,8 @@ def _quota_rows(
     columns: dict[str, list[Any]],
 ) -> Iterator[tuple[str, int, Terms]]:
     credit = quota_credit(outline)
-    for number, tenants in enumerate(outline.quotas):
+    for number in np.flatnonzero(outline.binding[1]).tolist():
+        tenants = outline.quotas[number]
         terms: Terms = []
         for bucket, (kind, workers, _, _, tenant) in enumerate(outline.buckets):
             gpus = outline.kinds[kind].milli / WHOLE_GPU_MILLI
@@ -401,16 +402,18 @@ def _evictions_worth(knapsack: Knapsack, prices: Floats) -> float:
     assert options is not None, "asked only where something may be evicted"
     rows, groups = outline.dims.rows, len(outline.groups.key)
     first = len(outline.kinds)
-    room = prices[first : first + groups * rows].reshape(groups, rows)
+    room = np.zeros((groups, rows))
+    at = first + int(outline.binding[0].sum())
+    room[outline.binding[0]] = prices[first:at]
     group = outline.groups.of_row[options.row]
     worth = (outline.freed[:, :rows] * room[group]).sum(axis=1) - options.cost
     sizes = len(outline.dims.reserve)
-    at = first + groups * rows
     for number, (_, inside) in enumerate(outline.zones):
         price = prices[at + number * sizes : at + (number + 1) * sizes]
         worth += np.where(np.isin(group, inside), outline.freed[:, rows:] @ price, 0.0)
     at += len(outline.zones) * sizes
-    worth += quota_credit(outline) @ prices[at : at + len(outline.quotas)]
+    bound = outline.binding[1]
+    worth += quota_credit(outline)[:, bound] @ prices[at : at + int(bound.sum())]
     spanning = set(options.spanning)
     limit = prices[row["evictions"]]
     for number, members in enumerate(options.members):

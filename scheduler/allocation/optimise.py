@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from scheduler.allocation.evictions import Options, Victim, options_of
 from scheduler.allocation.exact import deal, point_of, whole_point
-from scheduler.allocation.figures import Figures, figures_of
+from scheduler.allocation.figures import Figures, figures_of, trimmed
 from scheduler.allocation.follow import Goal, RoomPacker, fill, follow, goal_of
 from scheduler.allocation.gangs import Gang
 from scheduler.allocation.greedy import best_greedy, by_density, grown
@@ -183,8 +183,9 @@ def _model(outline: Outline, scene: Scene, memory: Memory) -> tuple[Knapsack, Fi
         refresh(known, figures)
         return known, figures
     figures = figures_of(outline, scene)
-    memory.knapsack, memory.prices, memory.uses = build(outline, figures), None, 0
-    return memory.knapsack, figures
+    knapsack = build(trimmed(outline, figures), figures)
+    memory.knapsack, memory.prices, memory.uses = knapsack, None, 0
+    return knapsack, figures
 
 
 def _bounded(best: Candidate, bound: float, *, proved: bool = False) -> Candidate:
@@ -325,7 +326,7 @@ def _exact(
     if outline.columns > effort.columns_max:
         return
     figures = figures_of(outline, scene)
-    knapsack = build(outline, figures)
+    knapsack = build(trimmed(outline, figures), figures)
     best = replace(best, columns=max(best.columns, outline.columns))
     relaxed = relax(knapsack, limits)
     best = _bounded(best, relaxed.bound)

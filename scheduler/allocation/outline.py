@@ -57,6 +57,8 @@ class Outline:
         headroom: blocks to keep free.
         zones: (headroom, groups) where blocks are kept together: all its groups, or each alone.
         options: what may be evicted; None when nothing may.
+        binding: (G, dims.rows) groups' rows that exist, and (quotas,) rows of quotas that do: those
+            that could bind when the model was built. A row left out makes a bound no less valid.
     """
 
     kinds: tuple[Worker, ...]
@@ -70,6 +72,7 @@ class Outline:
     headroom: tuple[Headroom, ...]
     zones: tuple[tuple[int, tuple[int, ...]], ...]
     options: Options | None
+    binding: tuple[Bools, Bools]
 
     @cached_property
     def need(self) -> Floats:
@@ -270,9 +273,11 @@ def outline_of(scene: Scene, options: Options | None = None, *, each_node: bool 
         _fitting_pairs(scene, used, groups) if each_node else _allowed_pairs(table, kinds, groups)
     )
     headroom = tuple(each for each in terms.headroom if each.gpus > 0 and each.blocks > 0)
+    dims = Dimensions.of(kinds, [each.gpus for each in headroom])
+    quotas = _quota_rows(terms)
     return Outline(
         kinds,
-        Dimensions.of(kinds, [each.gpus for each in headroom]),
+        dims,
         groups,
         racks,
         tuple((number[b.kind], b.workers, b.workers_max, b.one_rack, b.tenant) for b in some),
@@ -280,10 +285,14 @@ def outline_of(scene: Scene, options: Options | None = None, *, each_node: bool 
         if not each_node
         else tuple(len(runs_of(scene.gangs, bucket)) for bucket in some),
         pairs,
-        _quota_rows(terms),
+        quotas,
         headroom,
         tuple(_zones(table, groups, headroom, each_node=each_node)),
         options,
+        (
+            np.ones((len(groups.key), dims.rows), dtype=np.bool_),
+            np.ones(len(quotas), dtype=np.bool_),
+        ),
     )
 
 

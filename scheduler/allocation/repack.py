@@ -77,7 +77,7 @@ def repack(
     if not wait:
         return Repacked(ordered, at_once), room
     first = min(wait, key=lambda gang: gang.rank).job.id
-    evictions = tuple(Eviction(attempt.id, first, 0.0) for attempt in leaving)
+    evictions = tuple(Eviction(key, first, 0.0) for key in sorted(a.id for a in leaving))
     return Repacked(ordered, at_once, evictions), room
 
 

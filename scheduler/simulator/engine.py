@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from scheduler.cycle import CycleContext, CycleReport, CycleState, run_cycle
-from scheduler.decide import decide
+from scheduler.decide import remembering
 from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape
 from scheduler.model.node import Health, Node
@@ -73,7 +73,7 @@ def simulate(
     options: Options | None = None,
     progress: Progress | None = None,
     *,
-    decider: Decider = decide,
+    decider: Decider | None = None,
 ) -> RunResult:
     """Run `workload` on `nodes` under `profile`, to the end.
 
@@ -85,7 +85,7 @@ def simulate(
         profile: the policy.
         options: seeds, costs and failures; the default has none.
         progress: told how far it is.
-        decider: the decision; another one only in tests.
+        decider: the decision; another one than the daemon's only in tests.
 
     Cost: one cycle for each instant at which something happens; memory O(jobs + attempts).
 
@@ -93,7 +93,9 @@ def simulate(
         SimulationError: a plan was unsound, or the ledger refused a part of it.
         AssertionError: the decision found fault with its own plan.
     """
-    simulation = _Simulation(workload, nodes, profile, options or Options(), progress, decider)
+    simulation = _Simulation(
+        workload, nodes, profile, options or Options(), progress, decider or remembering()
+    )
     if workload.arrivals is Arrivals.REPLAY:
         simulation.replay()
     else:

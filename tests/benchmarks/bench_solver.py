@@ -30,7 +30,7 @@ from support.solver_instances import FAMILIES, GANGS, solver_instance
 
 from policies.best_fit import BestFit
 from policies.priority_age import PriorityAge
-from scheduler.allocation.figures import figures_of
+from scheduler.allocation.figures import figures_of, trimmed
 from scheduler.allocation.follow import goal_of
 from scheduler.allocation.gangs import gangs_of
 from scheduler.allocation.highs import Arrays, Limits, Program, arrays_of, highs_model
@@ -124,7 +124,7 @@ def _parts(snapshot: Snapshot) -> dict[str, float]:
     outline = outline_of(scene)
     figures = figures_of(outline, scene)
     clock = [time.process_time()]
-    knapsack = build(outline, figures)
+    knapsack = build(trimmed(outline, figures), figures)
     clock.append(time.process_time())
     arrays = arrays_of(knapsack.program.model)
     clock.append(time.process_time())

@@ -18,7 +18,8 @@ from scheduler.allocation.follow import Goal
 from scheduler.allocation.gangs import Gang
 from scheduler.allocation.highs import Answer
 from scheduler.allocation.knapsack import Knapsack, holds
-from scheduler.allocation.room import Loads, Room, Spread
+from scheduler.allocation.room import Loads, Room
+from scheduler.allocation.spread import Spread
 from scheduler.allocation.worth import Packing
 from scheduler.model.columns import Floats
 

@@ -122,7 +122,7 @@ class _Limits:
         if not fits or not self._reserves or not need:
             return
         if job.shape not in self._beside:
-            self._beside[job.shape] = self._tasks_beside_headroom(job.shape, free)
+            self._beside[job.shape] = self._tasks_beside_headroom(reaches.view(job.shape))
         tasks = self._beside[job.shape]
         if tasks < job.shape.tasks:
             yield Reason(
@@ -132,13 +132,13 @@ class _Limits:
                 *_in_tasks(job.shape, job.shape.tasks, tasks, tasks),
             )
 
-    def _tasks_beside_headroom(self, shape: JobShape, free: Free) -> int:
+    def _tasks_beside_headroom(self, view: _View) -> int:
+        reach = view.reach
         if self._spare is None:
-            self._spare = self._reserves.spare(free)
-        view = _View(shape, free)
-        each = max(1, view.worker.needs.gpus)
-        cap = (self._spare[list(view.codes)] // each).sum(axis=0)
-        return int(np.minimum(view.tasks, cap[view.rows]).sum())
+            self._spare = self._reserves.spare(reach.free)
+        spare = self._spare[list(reach.codes)][:, reach.rows]
+        cap = (spare // max(1, view.worker.needs.gpus)).sum(axis=0)
+        return int(np.minimum(view.tasks, cap).sum())
 
 
 def _milli_of(tasks: Sequence[TaskPlacement]) -> Iterator[int]:

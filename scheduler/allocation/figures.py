@@ -218,9 +218,10 @@ def _headroom(
     for at, (number, groups) in enumerate(outline.zones):
         each = outline.headroom[number]
         reserve[at] = capacity[list(groups), outline.dims.rows :].sum(axis=0)
-        upper[first + at] = min(each.blocks, reserve[at, sizes.index(each.gpus)])
+        free = reserve[at, sizes.index(each.gpus)]
+        upper[first + at] = each.blocks if outline.options is not None else min(each.blocks, free)
         cost[first + at] = each.value or 0.0
-        there[number] += reserve[at, sizes.index(each.gpus)]
+        there[number] += free
     wanted = np.array([float(each.blocks) for each in outline.headroom])
     return reserve, np.minimum(wanted, there)
 

@@ -142,11 +142,12 @@ def pack(
             continue
         if most is not None and len(placed) >= most:
             break
+        before = room.mark()
         loads = room.place(gang, models_first=models_first)
         if loads is None:
             continue
         if not worth.free_of_charge and worth.of(gang, loads) <= 0:
-            room.give(gang, loads)
+            room.undo(before)
             continue
         placed[index] = loads
         if gang.workers_max > gang.workers:

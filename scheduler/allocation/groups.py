@@ -95,7 +95,7 @@ class Dimensions:
         """The dimensions that tell these kinds apart, and blocks of these sizes to keep free."""
         whole = [kind for kind in kinds if kind.needs.gpus]
         shares = [kind.gpu_milli for kind in kinds if kind.gpu_milli]
-        slots = _commonest([kind.needs.gpus for kind in whole])
+        slots = _commonest([1, *(kind.needs.gpus for kind in whole)]) if whole else ()
         largest = max(blocks, default=0)
         return cls(
             slots,

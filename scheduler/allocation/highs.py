@@ -26,6 +26,9 @@ except ImportError:  # a platform without the wheel: CBC answers
     highspy = None  # type: ignore[assignment]  # a module is absent
 
 Codes = NDArray[np.int32]
+CHECKS_MAX = 60
+"""How often branch and bound may come by the place where it asks whether to stop. At the root node
+alone that is once for each round of cuts: node limits do not hold it back there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +282,15 @@ def _highs_mip(arrays: Arrays, limits: Limits, start: Floats | None) -> Answer:
         point = highspy.HighsSolution()
         point.col_value = start.tolist()
         solver.setSolution(point)
+    checks = 0
+
+    def check(event: Any) -> None:
+        nonlocal checks
+        checks += 1
+        if checks > CHECKS_MAX:
+            event.interrupt()
+
+    solver.cbMipInterrupt += check
     solver.run()
     info = solver.getInfo()
     values = _floats(solver.getSolution().col_value)
@@ -324,7 +336,8 @@ def _write_back(model: PulpModel, arrays: Arrays) -> None:
     ):
         column.lowBound, column.upBound = low, high
         model.problem.objective[column] = cost
+    fresh = not model.problem.numConstraints()
     for row, limit in zip(model.rows, arrays.limit.tolist(), strict=True):
         row.constant = -limit
-        if row.name not in model.problem.constraints:
+        if fresh:
             model.problem.addConstraint(row)

@@ -33,6 +33,8 @@ class Kind:
         seen: the stock's count of changes when the columns were last true.
         by_model: the kind narrowed to each of `codes`; filled when asked for.
         failed, failed_rack: the smallest gang known not to fit, anywhere and inside one rack.
+        failed_at: the stock's mark when that was last found.
+        held_back: (version of the room, workers) of the latest gang that only reserves kept out.
     """
 
     worker: Worker
@@ -44,7 +46,16 @@ class Kind:
     seen: int = -1
     failed: int = NEVER
     failed_rack: int = NEVER
+    failed_at: int = 0
+    held_back: tuple[int, int] = (-1, 0)
     by_model: tuple[Kind, ...] = ()
+
+    def fails(self, workers: int, *, one_rack: bool, at: int) -> None:
+        """Note that so many workers do not fit, as things stand at the stock's mark `at`."""
+        if not one_rack:
+            self.failed = min(self.failed, workers)
+        self.failed_rack = min(self.failed_rack, workers)
+        self.failed_at = at
 
 
 class Kinds:
@@ -81,10 +92,14 @@ class Kinds:
             )
         return kind.by_model
 
-    def forget_failures(self) -> None:
-        """Something came back: what failed may fit."""
+    def forget_failures(self, since: int = -1) -> None:
+        """Something came back: what failed after the stock's mark `since` may fit.
+
+        What failed before it failed with at least as much room as there is at that mark.
+        """
         for kind in self._kinds.values():
-            kind.failed = kind.failed_rack = NEVER
+            if kind.failed_at > since:
+                kind.failed = kind.failed_rack = NEVER
 
     def _described(self, worker: Worker) -> Kind:
         table = self._table

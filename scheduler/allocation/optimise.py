@@ -261,7 +261,7 @@ def pack_goal(task: Task, goal: Goal, outline: Outline) -> Packed:
         for index, loads in placed.items():
             taken = room.take(gangs[index], loads)
             assert taken, "shelves draw only on what the room has"
-        return Packed(placed, _kept(room, leaving))
+        return Packed(placed, _kept(task, room, placed, leaving))
     packer, placed = follow(
         lambda: RoomPacker(_emptied(task, leaving), outline.groups.of_row), gangs, goal, worth
     )
@@ -273,7 +273,7 @@ def pack_goal(task: Task, goal: Goal, outline: Outline) -> Packed:
     for index in order:
         if index in placed and gangs[index].workers_max > gangs[index].workers:
             placed[index] = grown(packer.room, gangs[index], placed[index], worth)
-    return Packed(placed, _kept(packer.room, leaving))
+    return Packed(placed, _kept(task, packer.room, placed, leaving))
 
 
 def _by_counts(task: Task) -> bool:
@@ -307,10 +307,23 @@ def _emptied(task: Task, leaving: Sequence[Victim]) -> Room:
     return room
 
 
-def _kept(room: Room, leaving: Sequence[Victim]) -> tuple[Victim, ...]:
-    """Who must really leave: the dearest whose place nobody took may stay."""
-    dearest = sorted(leaving, key=lambda victim: (-victim.cost, victim.attempt.id))
-    return tuple(victim for victim in dearest if not room.hold(victim.attempt))
+def _kept(task: Task, room: Room, placed: Packing, leaving: Sequence[Victim]) -> tuple[Victim, ...]:
+    """Who must really leave: all but those whose place nobody took, nor their quota.
+
+    The dearest may stay first. Where nobody of a quota starts, it is no matter that it is exceeded.
+    """
+    cohorts = {quota.tenant: quota.cohort or quota.tenant for quota in task.snapshot.terms.quotas}
+    growing = {cohorts.get(task.gangs[index].job.tenant) for index in placed}
+    must = []
+    for victim in sorted(leaving, key=lambda victim: (-victim.cost, victim.attempt.id)):
+        tenant, before = victim.attempt.tenant, room.mark()
+        admitted = cohorts.get(tenant) not in growing or room.quotas.admits(tenant, victim.milli)
+        if not (admitted and room.hold(victim.attempt)):
+            must.append(victim)
+        elif not room.reserves_kept:
+            room.undo(before)
+            must.append(victim)
+    return tuple(must)
 
 
 def _exact(
@@ -329,7 +342,7 @@ def _exact(
     knapsack = build(trimmed(outline, figures), figures)
     best = replace(best, columns=max(best.columns, outline.columns))
     relaxed = relax(knapsack, limits)
-    best = _bounded(best, relaxed.bound)
+    best = _bounded(replace(best, notes=(*best.notes, *relaxed.notes)), relaxed.bound)
     if done(best, effort):
         yield best
         return
@@ -358,7 +371,7 @@ def _dealt_goal(task: Task, goal: Goal, outline: Outline) -> Packed:
     packer = RoomPacker(_emptied(task, leaving), outline.groups.of_row)
     placed = deal(packer.room, gangs, goal, [key[0] for key in outline.groups.key])
     fill(packer, gangs, placed, by_density(gangs, task.snapshot.columns.free), worth)
-    return Packed(placed, _kept(packer.room, leaving))
+    return Packed(placed, _kept(task, packer.room, placed, leaving))
 
 
 def greedy(task: Task, most: int | None = None) -> dict[int, Loads]:

@@ -17,6 +17,7 @@ import numpy as np
 from scheduler.allocation.gangs import Gang
 from scheduler.allocation.kinds import NEVER, Kind, Kinds
 from scheduler.allocation.limits import Quotas, Reserves
+from scheduler.allocation.spread import Spread, fewest_rows
 from scheduler.allocation.stock import Draw, Stock
 from scheduler.allocation.topology import board_of, mean_pair_bandwidth, whole_gpus
 from scheduler.model.columns import Bools, Floats, Ints
@@ -28,9 +29,6 @@ from scheduler.model.snapshot import LiveAttempt, Snapshot
 
 TIES_MAX = 16
 """How many rows of equal score are compared by their links."""
-
-Spread = list[tuple[int, int]]
-"""(row, workers) pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +70,7 @@ class Room:
         self._boards = [board_of(links) for links in self.table.boards]
         self._uneven = any(not board.uniform for board in self._boards)
         self._kinds = Kinds(self._stock, self._scoring)
+        self._version = 0
 
     # --- What fits -------------------------------------------------------------------------------
 
@@ -105,7 +104,7 @@ class Room:
             what was taken, by row; None when it does not fit.
         """
         kind = self._kinds.of_gang(gang)
-        if among is None and gang.workers >= (kind.failed_rack if gang.one_rack else kind.failed):
+        if among is None and self._known_to_fail(kind, gang):
             return None
         milli = gang.worker.milli * gang.workers
         if not self.quotas.admits(gang.job.tenant, milli):
@@ -115,24 +114,40 @@ class Room:
         )
         if spread is None:
             if among is None:
-                if not gang.one_rack:
-                    kind.failed = gang.workers
-                kind.failed_rack = min(kind.failed_rack, gang.workers)
+                kind.fails(gang.workers, one_rack=gang.one_rack, at=self.mark())
             return None
         before = self.mark()
-        loads = self._draw(kind, spread, gang.job.tenant)
-        if not self._reserves or not milli or self._reserves.kept(self.free):
-            return loads
-        self.undo(before)
+        loads: Loads | None = self._draw(kind, spread, gang.job.tenant)
+        if milli and not self.reserves_kept:
+            self._restore(before)
+            loads = self._beside_reserves(kind, gang, among, models_first=models_first)
+            if loads is None and among is None and not gang.one_rack:
+                kind.held_back = (self._version, gang.workers)
+        if loads is not None:
+            self._version += 1
+        return loads
+
+    def _known_to_fail(self, kind: Kind, gang: Gang) -> bool:
+        """Whether a gang like this one failed, and nothing came back since."""
+        if gang.workers >= (kind.failed_rack if gang.one_rack else kind.failed):
+            return True
+        version, workers = kind.held_back
+        return version == self._version and gang.workers >= workers
+
+    def _beside_reserves(
+        self, kind: Kind, gang: Gang, among: Bools | None, *, models_first: bool
+    ) -> Loads | None:
+        """Place a gang without touching a reserved block."""
+        before = self.mark()
         spread = self._choose(
             self._kinds.refreshed(kind), gang, among, self._spare(kind), models_first=models_first
         )
         if spread is None:
             return None
         loads = self._draw(kind, spread, gang.job.tenant)
-        if self._reserves.kept(self.free):
+        if self.reserves_kept:
             return loads
-        self.undo(before)
+        self._restore(before)
         return None
 
     def grow(self, gang: Gang, loads: Loads, workers_max: int | None = None) -> Loads:
@@ -168,7 +183,7 @@ class Room:
                 continue
             mark = self.mark()
             grown = self._draw(kind, spread, tenant)
-            if not self._reserves or self._reserves.kept(self.free):
+            if self.reserves_kept:
                 return grown
             self.undo(mark)
         self.undo(before)
@@ -178,6 +193,7 @@ class Room:
 
     def take(self, gang: Gang, loads: Loads) -> bool:
         """Take exactly these loads; False, and nothing taken, when they are not free."""
+        self._version += 1
         return self._stock.take_all(self._draws(gang, loads))
 
     def draw(self, gang: Gang, spread: Spread) -> Loads | None:
@@ -205,7 +221,7 @@ class Room:
         """Give back what `place`, `grow` or `take` took for this gang."""
         for draw in self._draws(gang, loads):
             self._stock.give(draw)
-        self._kinds.forget_failures()
+        self._came_back()
 
     def release(self, attempt: LiveAttempt) -> None:
         """The exact place of a running attempt becomes free, as if it had ended."""
@@ -213,7 +229,12 @@ class Room:
             draw = self._held(task, attempt.tenant)
             if draw is not None:
                 self._stock.give(draw)
+        self._came_back()
+
+    def _came_back(self) -> None:
+        """What failed may fit now."""
         self._kinds.forget_failures()
+        self._version += 1
 
     def hold(self, attempt: LiveAttempt) -> bool:
         """Take a released attempt's exact place again; False, and nothing taken, if it is gone."""
@@ -222,7 +243,13 @@ class Room:
         asked = sum(len(task.gpu_ids) for task in attempt.tasks)
         if len(known) < len(draws) or sum(len(draw.gpus) for draw in known) < asked:
             return False
+        self._version += 1
         return self._stock.take_all(known)
+
+    @property
+    def reserves_kept(self) -> bool:
+        """Whether every block that must stay free is."""
+        return not self._reserves or self._reserves.kept(self.free)
 
     def mark(self) -> int:
         """A point that `undo` can return to."""
@@ -231,8 +258,12 @@ class Room:
     def undo(self, mark: int) -> None:
         """Back to how things were at `mark`. O(changes since)."""
         if self._stock.mark() > mark:
-            self._stock.undo(mark)
-            self._kinds.forget_failures()
+            self._restore(mark)
+            self._version += 1
+
+    def _restore(self, mark: int) -> None:
+        self._stock.undo(mark)
+        self._kinds.forget_failures(since=mark)
 
     def _draws(self, gang: Gang, loads: Loads) -> list[Draw]:
         worker, tenant = gang.worker, gang.job.tenant
@@ -438,35 +469,6 @@ def _draw(worker: Worker, row: int, workers: int, gpus: tuple[int, ...], tenant:
         worker.needs.memory_mib * workers,
         tenant,
     )
-
-
-def fewest_rows(fits: Ints, score: Floats, workers: int) -> Spread | None:
-    """`workers` workers on as few rows as possible, by row; None when they do not fit.
-
-    Rows that hold most are filled first; among equals, and for the remainder among all rows that
-    hold it, the lowest score is taken. Filling the largest first uses the fewest rows possible.
-    Cost: O(rows) for each distinct count that is used up.
-    """
-    if int(fits.sum()) < workers:
-        return None
-    left = fits
-    chosen: Spread = []
-    missing = workers
-    while True:
-        enough = np.flatnonzero(left >= missing)
-        if enough.size:
-            chosen.append((int(enough[np.argmin(score[enough])]), missing))
-            return sorted(chosen)
-        most = int(left.max())
-        rows = np.flatnonzero(left == most)
-        rows = rows[np.argsort(score[rows], kind="stable")[: missing // most]]
-        chosen += [(row, most) for row in rows.tolist()]
-        missing -= most * rows.size
-        if not missing:
-            return sorted(chosen)
-        if left is fits:
-            left = fits.copy()
-        left[rows] = 0
 
 
 def _limited(fits: Ints, among: Bools | None, cap: Ints | None) -> Ints:

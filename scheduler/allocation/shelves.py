@@ -16,7 +16,8 @@ import numpy as np
 from scheduler.allocation.gangs import Gang
 from scheduler.allocation.groups import accepts
 from scheduler.allocation.limits import Quotas
-from scheduler.allocation.room import Load, Loads, Spread
+from scheduler.allocation.room import Load, Loads
+from scheduler.allocation.spread import Spread
 from scheduler.allocation.topology import board_of, whole_gpus
 from scheduler.allocation.worth import Packing
 from scheduler.model.columns import NO_GPU, Free, Ints, NodeTable

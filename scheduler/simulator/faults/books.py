@@ -173,9 +173,7 @@ _NODES = (
     "SELECT id, present AND NOT cordoned AND health = 'healthy', revision,"
     " cpu_milli, cpu_milli_used, memory_mib, memory_mib_used FROM nodes"
 )
-_GPUS = (
-    "SELECT id, present AND NOT cordoned AND health = 'healthy', revision, 0, 0, 0, 0 FROM gpus"
-)
+_GPUS = "SELECT id, present AND NOT cordoned AND health = 'healthy', revision, 0, 0, 0, 0 FROM gpus"
 
 
 def _columns(row: type[NamedTuple]) -> str:

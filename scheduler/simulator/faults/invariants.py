@@ -15,7 +15,7 @@ import orjson
 
 from scheduler.model.job import JobSpec
 from scheduler.model.lifecycle import LIVE, TABLE, TERMINAL, JobEvent, JobState
-from scheduler.model.quantity import AttemptId, JobId, TenantId
+from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, TenantId
 from scheduler.simulator.faults.books import Attempt, Books, Job, News, Reader
 from scheduler.simulator.faults.daemon import FREE_REQUEUES_MAX, SimulatedDaemon
 from scheduler.simulator.faults.store import QUEUE_MAX
@@ -464,6 +464,13 @@ class Auditor:
             for message in invariant(state):
                 return name, message
         return None
+
+    def cordoned(self) -> list[NodeId | GpuId]:
+        """Nodes and GPUs that are out of service."""
+        rows = self._driver.execute(
+            "SELECT id FROM nodes WHERE cordoned UNION ALL SELECT id FROM gpus WHERE cordoned"
+        )
+        return sorted(row[0] for row in rows)
 
     def held(self) -> list[tuple[JobId, TenantId]]:
         """Jobs that wait for a person to let them go."""

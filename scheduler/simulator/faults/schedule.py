@@ -10,29 +10,27 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import structlog
 
 from scheduler import failpoints
-from scheduler.failpoints import FailpointError
-from scheduler.model.lifecycle import EndCause, JobState
+from scheduler.model.lifecycle import EndCause
 from scheduler.model.plan import Plan
-from scheduler.model.quantity import SYSTEM_TENANT, JobId
 from scheduler.simulator.faults import daemon as daemons
 from scheduler.simulator.faults.chance import Chance, Fault
-from scheduler.simulator.faults.daemon import KilledError, SimulatedDaemon, Surroundings
+from scheduler.simulator.faults.daemon import SimulatedDaemon, Surroundings
 from scheduler.simulator.faults.invariants import Auditor
 from scheduler.simulator.faults.loop import CountingIds, VirtualClock, VirtualLoop
 from scheduler.simulator.faults.store import Disk, DiskTrouble
-from scheduler.simulator.faults.users import Told, Users
+from scheduler.simulator.faults.users import Users
 from scheduler.simulator.faults.world import Host, World
 from scheduler.virtual import parse_virtual
 
 FAULTS_MIN = 3
-STORM_SHARE = 0.5
+STORM_SHARE = 0.6
 """Part of the steps after which the faults stop for the first time."""
 JOBS_MAX = 16
 SETTLE_S = 3_600.0
@@ -452,13 +450,12 @@ class Schedule:
                 self._world.mend(host)
         self.step("CALM")
         began_s = self._loop.time()
-        for host in self._world.hosts.values():
-            for target in (host.node.id, *(gpu.id for gpu in host.node.gpus)):
-                while await users.cordon(target, cordoned=False) is not Told.OK:
-                    await asyncio.sleep(1.0)
         while (left := self._auditor.unsettled()) and self._loop.time() - began_s < SETTLE_S:
-            for job, tenant in self._auditor.held():
-                users.start(users.move("release", job, tenant))
+            if not users.busy:
+                for target in self._auditor.cordoned():
+                    users.start(users.cordon(target, cordoned=False))
+                for job, tenant in self._auditor.held():
+                    users.start(users.move("release", job, tenant))
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), 60.0)

@@ -32,7 +32,7 @@ from scheduler.model.quantity import (
 )
 from scheduler.model.view import SubmitResult
 from scheduler.service import moves
-from scheduler.simulator.faults.chance import Chance, Fault
+from scheduler.simulator.faults.chance import Fault
 from scheduler.simulator.faults.daemon import KilledError, SimulatedDaemon, Surroundings
 from scheduler.simulator.faults.store import OTHER_TENANT
 from scheduler.store.transaction import Transaction
@@ -137,9 +137,7 @@ class Users:
         serving: daemons that take requests; any of them may be asked.
     """
 
-    def __init__(
-        self, around: Surroundings, serving: Callable[[], list[SimulatedDaemon]]
-    ) -> None:
+    def __init__(self, around: Surroundings, serving: Callable[[], list[SimulatedDaemon]]) -> None:
         self.memory = Memory()
         self._around = around
         self._chance = around.chance
@@ -222,7 +220,12 @@ class Users:
         self.memory.changes += 1
         if told is Told.OK and verb == "cancel":
             self.memory.cancelled.add(job)
-        if told is Told.OK and verb == "hold" and before is not None and before == self._others(job):
+        if (
+            told is Told.OK
+            and verb == "hold"
+            and before is not None
+            and before == self._others(job)
+        ):
             self.memory.held.add(job)
 
     def _others(self, job: JobId) -> int | None:
@@ -333,4 +336,3 @@ class Users:
             )
         )
         return Submission(name, tenant, f"key-{number:03d}", parsed, document)
-

@@ -6,8 +6,7 @@ from support.clusters import MIXES, NOW, make_job, make_node, random_instance, s
 import scheduler.decide
 from policies.priority_age import PriorityAge
 from policies.registry import profile_named
-from scheduler.allocation import knapsack
-from scheduler.allocation.knapsack import Solved
+from scheduler.allocation.highs import Answer, Program
 from scheduler.allocation.verify import Kind, Severity, Violation
 from scheduler.decide import decide
 from scheduler.model.plan import Plan
@@ -83,15 +82,16 @@ def test_jobs_beyond_order_max_are_counted() -> None:
 
 def test_a_solver_that_lies_costs_nothing_but_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        knapsack, "relax", lambda *_args: Solved(None, 1e9, notes=("no relaxation today",))
+        Program, "relax", lambda *_args: Answer(None, notes=("no relaxation today",))
     )
     monkeypatch.setattr(
-        knapsack, "optimise", lambda *_args: Solved(None, 1e-3, True, notes=("answer refused",))
+        Program, "solve", lambda *_args: Answer(None, bound=1e-3, notes=("answer refused",))
     )
     greedy, *_, last = plans(trap())
     assert last.placements == greedy.placements
     assert last.bound == greedy.bound
     assert last.solver.notes == (
+        "no relaxation today",
         "no relaxation today",
         "answer refused",
         f"claimed bound 0.001 is below a plan worth {greedy.value:g}",

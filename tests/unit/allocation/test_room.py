@@ -15,11 +15,15 @@ from support.clusters import (
 )
 from support.rooms import gang, room_of
 
-from scheduler.allocation.room import Room, fewest_rows
-from scheduler.model.job import JobShape, Topology
+from policies.best_fit import BestFit
+from scheduler.allocation.room import Room
+from scheduler.allocation.spread import fewest_rows
+from scheduler.model.columns import Floats, Free, Ints
+from scheduler.model.job import JobShape, Topology, Worker
 from scheduler.model.node import Health, Node
+from scheduler.model.ports import Scoring
 from scheduler.model.quantity import TenantId
-from scheduler.model.snapshot import LiveAttempt
+from scheduler.model.snapshot import LiveAttempt, Snapshot
 from scheduler.model.terms import Headroom, Quota, Terms
 
 
@@ -170,6 +174,53 @@ def test_what_failed_is_tried_again_once_something_comes_back() -> None:
     found.undo(before)
     assert where(found, shape(8)) is None
     assert where(found, shape(4)) == ["a"]
+
+
+class Counting:
+    """Best fit that counts how often it is asked."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def on(self, free: Free, snapshot: Snapshot, seed: int) -> Scoring:
+        inner, owner = BestFit().on(free, snapshot, seed), self
+
+        class _Scoring:
+            def rows(self, worker: Worker, rows: Ints) -> Floats:
+                owner.asked += 1
+                return inner.rows(worker, rows)
+
+            def gpu(self, worker: Worker, row: int) -> int:
+                return inner.gpu(worker, row)
+
+        return _Scoring()
+
+
+def test_gangs_like_one_that_failed_cost_nothing_even_after_other_work_was_undone() -> None:
+    score = Counting()
+    found = Room(snapshot_of([make_node("a")], []), score, 0)
+    assert found.place(gang(shape(3), "0")) is not None
+    assert found.place(gang(shape(1, tasks=6), "1")) is None
+    before = found.mark()
+    assert found.place(gang(shape(4), "2")) is not None
+    assert found.place(gang(shape(2), "3")) is None
+    found.undo(before)
+    asked = score.asked
+    assert found.place(gang(shape(1, tasks=6), "4")) is None
+    assert score.asked == asked, "it failed with as much room as there is now"
+    assert found.place(gang(shape(2), "5")) is not None, "this one failed with less"
+
+
+def test_reserves_are_not_tried_twice_for_the_same_state() -> None:
+    score = Counting()
+    terms = Terms(headroom=(Headroom(None, 8, 1),))
+    found = Room(replace(snapshot_of([make_node("a")], []), terms=terms), score, 0)
+    assert found.place(gang(shape(2), "0")) is None
+    asked = score.asked
+    assert found.place(gang(shape(2), "1")) is None
+    assert score.asked == asked
 
 
 def test_loads_are_taken_and_given_back_exactly() -> None:

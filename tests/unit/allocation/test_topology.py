@@ -8,11 +8,12 @@ from support.nvlink_mix import brute_force, choices, play
 
 from scheduler.allocation.topology import (
     best_subset,
+    board_of,
     mean_pair_bandwidth,
     ring_bottleneck,
     ring_order,
 )
-from scheduler.model.node import NO_LINKS
+from scheduler.model.node import NO_LINKS, Links
 
 V100 = links(DGX1_V100)
 
@@ -74,3 +75,24 @@ def test_none_asked_and_too_many_asked() -> None:
     assert best_subset(V100, frozenset({1}), 0) == ()
     with pytest.raises(ValueError, match="2 GPUs asked of 1"):
         best_subset(V100, frozenset({1}), 2)
+
+
+def test_a_board_answers_as_the_search_does_and_remembers() -> None:
+    board = board_of(links(DGX1_V100))
+    assert board is board_of(links(DGX1_V100))
+    assert not board.uniform
+    for free in ((0, 1, 2, 3), (1, 4, 6, 7), tuple(range(8))):
+        for size in range(len(free) + 1):
+            assert board.best(free, size) == best_subset(board.links, frozenset(free), size)
+            assert board.best(free, size) is board.best(free, size)
+
+
+def test_behind_a_switch_the_lowest_free_gpus_are_as_good_as_any() -> None:
+    for board in (board_of(NO_LINKS), board_of(Links.uniform(8, 18, 450.0))):
+        assert board.uniform
+        assert board.best((2, 3, 5, 7), 3) == (2, 3, 5)
+
+
+def test_a_board_has_no_more_gpus_than_are_free() -> None:
+    with pytest.raises(ValueError, match="3 GPUs asked of 2 free ones"):
+        board_of(NO_LINKS).best((0, 1), 3)

@@ -15,9 +15,18 @@ from scheduler.allocation.evictions import Victim, victims_of
 from scheduler.allocation.explain import explain
 from scheduler.allocation.gangs import Gang, gangs_of
 from scheduler.allocation.gpu_choice import place
-from scheduler.allocation.optimise import Candidate, Memory, Task, greedy, grown_worth, improve
+from scheduler.allocation.optimise import (
+    Candidate,
+    Memory,
+    Task,
+    greedy,
+    grown_worth,
+    improve,
+    value_of,
+)
 from scheduler.allocation.room import Loads, Room
 from scheduler.allocation.sequential import decide_in_line
+from scheduler.allocation.swap import swap, swap_bound
 from scheduler.allocation.verify import verify
 from scheduler.allocation.worth import Worth
 from scheduler.model.plan import Eviction, Plan, Reservation, SolverReport
@@ -64,8 +73,14 @@ def decide(
     yield best
     if best.gap <= effort.gap_target or best.solver.deferred:
         return
+    if _may_evict(snapshot, profile):
+        desk = _with_victims(desk)
+        best = _better(best, _checked(desk, _swapped(desk), best))
+        yield best
+        if best.bound - best.value <= effort.gap_target * (best.bound + desk.standing):
+            return  # measured on all that runs: what little could be won is not worth a model
     for candidate in improve(desk.task, packing, effort, seed, memory):
-        best = _checked(desk, candidate, best)
+        best = _better(best, _checked(desk, candidate, best))
         yield best
 
 
@@ -85,6 +100,7 @@ class _Desk:
     Attributes:
         ordered: the waiting jobs that may start, best first.
         skipped: how many more there are beyond the effort's `order_max`.
+        standing: what the running jobs that may be stopped are worth together.
     """
 
     snapshot: Snapshot
@@ -95,6 +111,7 @@ class _Desk:
     ordered: Sequence[OrderedJob]
     skipped: int
     task: Task
+    standing: float = 0.0
 
     @property
     def gangs(self) -> Sequence[Gang]:
@@ -119,23 +136,54 @@ class _Desk:
 def _desk(
     snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> _Desk:
-    # While a job is on its way out, what it leaves is not known: nobody else is stopped meanwhile.
-    evicts = profile.preemption is Preemption.EVICT and not any(
-        attempt.stopping for attempt in snapshot.live.values()
-    )
-    running = [a.as_waiting(now) for a in snapshot.live.values() if a.preemptible and evicts]
-    line = profile.order.order((*snapshot.waiting.values(), *running), now)
-    ordered = [entry for entry in line if entry.job.id in snapshot.waiting] if running else line
-    standing = [entry for entry in line if entry.job.id not in snapshot.waiting] if running else ()
+    ordered = profile.order.order(tuple(snapshot.waiting.values()), now)
     task = Task(
         snapshot,
         gangs_of(ordered[: effort.order_max]),
         lambda: Room(snapshot, profile.score, seed),
         Worth(snapshot),
-        victims_of(snapshot, standing, now) if standing else (),
     )
     skipped = max(0, len(ordered) - effort.order_max)
     return _Desk(snapshot, profile, effort, now, seed, ordered, skipped, task)
+
+
+def _may_evict(snapshot: Snapshot, profile: Profile) -> bool:
+    """Whether running jobs may be stopped by this decision.
+
+    While one is on its way out, what it leaves is not known: nobody else is stopped meanwhile.
+    """
+    return profile.preemption is Preemption.EVICT and not any(
+        attempt.stopping for attempt in snapshot.live.values()
+    )
+
+
+def _with_victims(desk: _Desk) -> _Desk:
+    """The same decision with the running jobs that may be stopped, at what they are worth now."""
+    running = [a.as_waiting(desk.now) for a in desk.snapshot.live.values() if a.preemptible]
+    standing = desk.profile.order.order(running, desk.now)
+    return replace(
+        desk,
+        task=replace(desk.task, victims=victims_of(desk.snapshot, standing, desk.now)),
+        standing=math.fsum(entry.value for entry in standing),
+    )
+
+
+def _swapped(desk: _Desk) -> Candidate:
+    """What looking for single swaps comes to, and the bound that needs no model."""
+    packed = swap(desk.task)
+    value = value_of(desk.task, packed)
+    bound = max(value, swap_bound(desk.task))
+    return Candidate(packed.packing, packed.evicted, value, bound, "swap")
+
+
+def _better(best: Plan, plan: Plan) -> Plan:
+    """The more valuable of two plans for one snapshot, with the sharper bound of both."""
+    bound = min(best.bound, plan.bound)
+    chosen = plan if plan.value >= best.value else best
+    if chosen is best:
+        report = replace(best.solver, columns=plan.solver.columns, notes=plan.solver.notes)
+        chosen = replace(best, solver=report)
+    return replace(chosen, bound=max(bound, chosen.value))
 
 
 def _require_sound(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> None:

@@ -73,6 +73,11 @@ class Options:
     spanning_cost: Floats
     emptied: Places
 
+    @property
+    def complete(self) -> bool:
+        """Whether every set of victims has a column, so that an exact model is exact."""
+        return self.chosen.size == self.row.size
+
 
 def victims_of(
     snapshot: Snapshot, ordered: Sequence[OrderedJob], now: UtcSeconds
@@ -188,15 +193,28 @@ def _of_node(
     amounts = np.stack([sum(freed.of(victims[n], row) for n in unit) for unit in units])
     # A unit costs no more than any of its members; what a spanning one costs is counted elsewhere.
     alone = [min(0.0 if len(victims[n].rows) > 1 else victims[n].cost for n in u) for u in units]
+    own = np.stack([freed.of(victims[number], row) for number in numbers])
     masks = np.arange(1, 2 ** len(units))
     bits = (masks[:, None] >> np.arange(len(units))) & 1
     single = np.array([len(unit) == 1 for unit in units])
-    return _Part(
+    part = _Part(
         row,
         bits @ amounts,
         bits @ np.array(alone),
         [tuple(n for at in np.flatnonzero(line) for n in units[at]) for line in bits],
         (bits @ ~single) == 0,
+    )
+    if len(numbers) <= most:
+        return part
+    # Units cannot go; the cheapest first, one more each time, can.
+    costs = [0.0 if len(victims[n].rows) > 1 else victims[n].cost for n in numbers]
+    more = range(most, len(numbers) + 1)
+    return _Part(
+        row,
+        np.concatenate([part.amounts, np.cumsum(own, axis=0)[most - 1 :]]),
+        np.concatenate([part.cost, np.cumsum(costs)[most - 1 :]]),
+        [*part.members, *(tuple(numbers[:count]) for count in more)],
+        np.concatenate([part.real, np.ones(len(more), dtype=np.bool_)]),
     )
 
 

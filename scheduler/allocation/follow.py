@@ -28,6 +28,8 @@ GOOD_ENOUGH = 2e-4
 """Gangs without a place that are worth no more than this share are left to the filling up."""
 ADMITTED = 1e-3
 """How far below a whole gang a relaxation may be by rounding."""
+MOSTLY = 0.3
+"""Parts of a victim from which on it goes: who need not go is kept afterwards."""
 MEANT = 0.8
 """Parts of a worker from which on a group is meant to take it."""
 BETTER = 1e-9
@@ -147,11 +149,19 @@ def _evicted(outline: Outline, point: Floats) -> tuple[int, ...]:
     options = outline.options
     if options is None:
         return ()
-    found: set[int] = set()
+    # Options of one node overlap: what counts is how much of a victim is in any of them.
+    gone = np.zeros((len(options.victims), 2))
+    last_row = np.full(len(options.victims), -1)
     for at, value in zip(options.chosen.tolist(), point[outline.fields["evict"]], strict=True):
-        if value > 0.5:  # noqa: PLR2004 - the larger part; what is not needed is undone
-            found.update(options.members[at])
-    return tuple(sorted(found))
+        if value <= ADMITTED:
+            continue
+        for victim in options.members[at]:
+            if last_row[victim] != options.row[at]:  # options come node by node
+                gone[victim, 1] = 0.0
+                last_row[victim] = options.row[at]
+            gone[victim, 1] += value
+            gone[victim, 0] = max(gone[victim])
+    return tuple(np.flatnonzero(gone[:, 0] > MOSTLY).tolist())
 
 
 def follow(

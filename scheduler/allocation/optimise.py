@@ -355,7 +355,7 @@ def _exact(
     point, wrong = whole_point(knapsack, answer)
     notes = (*best.notes, *answer.notes, *([wrong] if wrong else []))
     best = replace(best, nodes=answer.nodes, notes=notes)
-    if answer.bound is not None:
+    if answer.bound is not None and (options is None or options.complete):
         best = _bounded(best, answer.bound, proved=True)
     if point is not None and knapsack.program.arrays.cost @ point > best.value * (1 + BETTER):
         goal = goal_of(outline, figures, point)

@@ -205,10 +205,16 @@ def _mix_after(base: Snapshot, delta: SnapshotDelta, after: Snapshot) -> Mapping
     """The mix of `base` after `delta`; shapes that nobody has are left out."""
     attempts = {attempt.id for attempt in delta.live} | set(delta.live_gone)
     waiting = {job.id for job in delta.waiting} | set(delta.waiting_gone)
-    mix = Counter(base.mix)
+    change: Counter[JobShape] = Counter()
     for view, sign in ((base, -1), (after, 1)):
         for attempt_id in attempts & view.live.keys():
-            mix[view.live[attempt_id].job.shape] += sign
+            change[view.live[attempt_id].job.shape] += sign
         for job_id in waiting & view.waiting.keys():
-            mix[view.waiting[job_id].shape] += sign
-    return +mix
+            change[view.waiting[job_id].shape] += sign
+    mix = dict(base.mix)  # clones: no shape is hashed again
+    for shape, difference in change.items():
+        if difference:
+            mix[shape] = mix.get(shape, 0) + difference
+            if not mix[shape]:
+                del mix[shape]
+    return mix

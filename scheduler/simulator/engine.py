@@ -36,6 +36,9 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Told (jobs that are over, jobs in all), now and then."""
 
+TIMED_EFFORT = Effort(gap_target=0.01)
+"""A timed workload is decided on again with every event: the last percent of one decision among
+tens of thousands is not worth a linear program."""
 _TELL_EVERY = 200
 
 
@@ -48,7 +51,7 @@ class Options:
         overheads: what restarts cost.
         outages: how nodes fail; None for nodes that do not.
         batch: jobs that arrive before each decision of a replay.
-        effort: limits of one decision.
+        effort: limits of one decision; None takes the daemon's for a replay, `TIMED_EFFORT` else.
         terms: costs and limits of placements.
         rejected_plans: folder for plans that fail verification, which would be a bug.
     """
@@ -57,7 +60,7 @@ class Options:
     overheads: Overheads = field(default_factory=Overheads)
     outages: Outages | None = None
     batch: int = 1
-    effort: Effort = field(default_factory=Effort)
+    effort: Effort | None = None
     terms: Terms = field(default_factory=Terms)
     rejected_plans: Path = Path("rejected-plans")
 
@@ -134,7 +137,7 @@ class _Simulation:
             store=self._ledger,
             solver=self._solver,
             policy=profile.name,
-            effort=options.effort,
+            effort=_effort(workload, options),
             seed=options.seed,
             hard_limit_s=float("inf"),
             clock=self._clock,
@@ -322,6 +325,12 @@ class _Simulation:
             cycles=tuple(self._cycles),
             links=tuple(self._links),
         )
+
+
+def _effort(workload: Workload, options: Options) -> Effort:
+    if options.effort is not None:
+        return options.effort
+    return Effort() if workload.arrivals is Arrivals.REPLAY else TIMED_EFFORT
 
 
 def _finished(work: Coroutine[Any, Any, T]) -> T:

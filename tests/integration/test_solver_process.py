@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from support.clusters import NOW, make_job, make_node, shape, snapshot_of
+from support.solver_instances import solver_instance
 
 from policies.priority_age import PriorityAge
+from policies.registry import profile_named
 from scheduler.allocation.verify import verify
+from scheduler.decide import decide
 from scheduler.model.ports import DecideResult, Effort
 from scheduler.model.snapshot import SnapshotDelta
 from scheduler.solver_process import SolverProcess
@@ -140,6 +143,43 @@ def test_without_any_plan_trouble_is_reported_after_a_while(decider: str) -> Non
         assert "3 times in a row" in solver.trouble
 
     run(host(decider), story)
+
+
+def test_a_kill_in_the_middle_of_a_solve_costs_one_cycle_its_improvement_at_most(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KILLED_ONCE", str(tmp_path / "killed"))
+    snapshot = solver_instance(0, "gang", 150)
+    nodes, live = tuple(snapshot.nodes.values()), tuple(snapshot.live.values())
+    waiting = tuple(snapshot.waiting.values())
+    whole = SnapshotDelta(
+        0, snapshot.revision, nodes=nodes, live=live, waiting=waiting, terms=snapshot.terms
+    )
+    plans = list(decide(snapshot, profile_named("priority-age"), Effort(), NOW, 0))
+    assert plans[-1].value > plans[0].value, "there must be an improvement to lose"
+
+    async def asked(solver: SolverProcess, delta: SnapshotDelta) -> DecideResult:
+        return await solver.decide(
+            delta,
+            lambda: whole,
+            policy="priority-age",
+            effort=Effort(),
+            now=NOW,
+            seed=0,
+            hard_limit_s=LONG_S,
+        )
+
+    async def story(solver: SolverProcess) -> None:
+        killed = await asked(solver, whole)
+        assert killed.killed
+        assert killed.plan is not None
+        assert plans[0].value <= killed.plan.value < plans[-1].value
+        again = await asked(solver, SnapshotDelta(snapshot.revision, snapshot.revision))
+        assert not again.killed
+        assert again.plan == plans[-1]
+        assert (again.restarts, solver.trouble) == (1, "")
+
+    run(host("killed_once_in_the_solver"), story)
 
 
 def test_an_exception_in_the_worker_keeps_the_worker() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from scheduler.decide import decide
 from scheduler.model.plan import Placement, Plan
@@ -36,6 +37,19 @@ def crash_after_greedy(
     """The first plan, then a crash no handler sees."""
     yield next(decide(snapshot, profile, effort, now, seed))
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_once_in_the_solver(
+    snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
+) -> Iterator[Plan]:
+    """As the real one, but killed in the middle of the first solve, which `KILLED_ONCE` recalls."""
+    plans = decide(snapshot, profile, effort, now, seed)
+    yield next(plans)
+    told = Path(os.environ["KILLED_ONCE"])
+    if not told.exists():
+        told.touch()
+        threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    yield from plans
 
 
 def crash_at_once(

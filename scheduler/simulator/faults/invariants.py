@@ -6,7 +6,6 @@ the hash of an audit row; the table of legal moves is copied when this module is
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ import orjson
 
 from scheduler.model.job import JobSpec
 from scheduler.model.lifecycle import LIVE, TABLE, TERMINAL, JobEvent, JobState
-from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, TenantId
-from scheduler.simulator.faults.books import Attempt, Books, Job, News, Reader
+from scheduler.model.quantity import AttemptId
+from scheduler.simulator.faults.books import Attempt, Books, Job, Moved, News
 from scheduler.simulator.faults.daemon import FREE_REQUEUES_MAX, SimulatedDaemon
 from scheduler.simulator.faults.store import QUEUE_MAX
 from scheduler.simulator.faults.users import WAITING_JOBS_MAX, Memory
@@ -70,7 +69,7 @@ class State:
 
     Attributes:
         started: runs that began since the last check.
-        fresh: whether the books were read anew.
+        alive: runs with living processes.
     """
 
     books: Books
@@ -148,32 +147,36 @@ def one_live_attempt(now: State) -> Iterator[str]:
 def nothing_over_committed(now: State) -> Iterator[str]:
     """I4: each GPU has one holder, sums add up within caps, and only open places are given out."""
     leaves = Counter((row.gpu_id, row.leaf) for row in now.books.held if row.gpu_id)
-    for (gpu, _), holders in leaves.items():
-        if holders > 1:
-            yield f"{gpu} is held {holders} times"
-    sums: Counter[tuple[str, str]] = Counter()
-    for row in now.books.held:
-        sums[row.node_id, row.resource] += row.amount
-    for place in now.books.places.values():
-        for resource, used, cap in (
-            ("cpu", place.cpu_milli_used, place.cpu_milli),
-            ("memory", place.memory_mib_used, place.memory_mib),
-        ):
-            if used != sums[place.id, resource] or used > cap:
-                yield f"{place.id}: {resource} used {used} of {cap}, held {sums[place.id, resource]}"
+    yield from (f"{gpu} is held {times} times" for (gpu, _), times in leaves.items() if times > 1)
     users: defaultdict[str, set[str]] = defaultdict(set)
     for run in now.alive:
         for gpu in run.gpus:
             users[gpu].add(run.order.attempt_id)
-    for gpu, attempts in users.items():
-        if len(attempts) > 1:
-            yield f"{sorted(attempts)} use {gpu} at once"
+    for used, by in users.items():
+        if len(by) > 1:
+            yield f"{sorted(by)} use {used} at once"
+    yield from _sums(now.books)
     for attempt in now.opened():
         for row in now.books.held_by.get(attempt.id, ()):
             for place_id in filter(None, (row.node_id, row.gpu_id)):
                 before, after = now.before.places.get(place_id), now.books.places[place_id]
-                if before == after and not after.open:
+                unchanged = before is not None and before.revision == after.revision
+                if unchanged and not after.open:
                     yield f"{attempt.id} is placed on {place_id}, which takes no work"
+
+
+def _sums(books: Books) -> Iterator[str]:
+    sums: Counter[tuple[str, str]] = Counter()
+    for row in books.held:
+        sums[row.node_id, row.resource] += row.amount
+    for place in books.places.values():
+        for resource, used, cap in (
+            ("cpu", place.cpu_milli_used, place.cpu_milli),
+            ("memory", place.memory_mib_used, place.memory_mib),
+        ):
+            held = sums[place.id, resource]
+            if used != held or used > cap:
+                yield f"{place.id}: {resource} used {used} of {cap}, held {held}"
 
 
 def effects_have_intents(now: State) -> Iterator[str]:
@@ -287,34 +290,44 @@ def retries_are_bounded(now: State) -> Iterator[str]:
     """I11: retries, free requeues and refusals have bounds, and backoffs are waited out."""
     tally = now.tally
     for moved in now.news.moves:
-        job = moved.job_id
-        if moved.event == JobEvent.EXIT_RETRY:
-            tally.retries[job] += 1
-        if moved.event in (JobEvent.EXIT_RETRY, JobEvent.RELEASE) or (
-            moved.event == JobEvent.REQUEUE and moved.from_state == _QUARANTINED
-        ):
-            tally.in_a_row[job] = 0
-        elif moved.event == JobEvent.REQUEUE:
-            tally.in_a_row[job] += 1
-        if tally.in_a_row[job] >= FREE_REQUEUES_MAX:
-            yield f"{job} was requeued {tally.in_a_row[job]} times in a row and not quarantined"
+        _count_retries(moved, tally)
     for job_id, used in tally.retries.items():
         allowed = now.spec(now.books.jobs[job_id]).retry.max_retries
         if used > allowed:
             yield f"{job_id} has used {used} of {allowed} retries"
+    for job_id, times in tally.in_a_row.items():
+        if times >= FREE_REQUEUES_MAX:
+            yield f"{job_id} was requeued {times} times in a row and not quarantined"
     for attempt in now.opened():
         before = now.before.jobs.get(attempt.job_id)
         if before is not None and before.eligible_at > attempt.created_at:
-            yield f"{attempt.job_id} is placed {before.eligible_at - attempt.created_at} s too early"
+            early_s = before.eligible_at - attempt.created_at
+            yield f"{attempt.job_id} is placed {early_s} s too early"
+    yield from _refused_again_and_again(now)
+
+
+def _refused_again_and_again(now: State) -> Iterator[str]:
+    tally = now.tally
     for decision in now.news.decisions:
-        document = orjson.loads(decision.document)
-        refused = {each["job_id"] for each in document["refused"]}
-        for job in [job for job in tally.refusals if job not in refused]:
-            del tally.refusals[job]
+        refused = {each["job_id"] for each in orjson.loads(decision.document)["refused"]}
+        for job_id in tally.refusals.keys() - refused:
+            del tally.refusals[job_id]
         tally.refusals.update(refused)
-    for job, times in tally.refusals.items():
+    for job_id, times in tally.refusals.items():
         if times > _REFUSALS_MAX:
-            yield f"{job} was placed and refused {times} times in a row"
+            yield f"{job_id} was placed and refused {times} times in a row"
+
+
+def _count_retries(moved: Moved, tally: Tally) -> None:
+    """Retries that were paid for, and free requeues since the job last got anywhere."""
+    job = moved.job_id
+    if moved.event == JobEvent.EXIT_RETRY:
+        tally.retries[job] += 1
+    from_quarantine = moved.event == JobEvent.REQUEUE and moved.from_state == _QUARANTINED
+    if from_quarantine or moved.event in (JobEvent.EXIT_RETRY, JobEvent.RELEASE):
+        tally.in_a_row[job] = 0
+    elif moved.event == JobEvent.REQUEUE:
+        tally.in_a_row[job] += 1
 
 
 def tenants_apart(now: State) -> Iterator[str]:
@@ -422,78 +435,4 @@ INVARIANTS: dict[str, Invariant] = {
     "I15": one_key_one_job,
     "I16": mutations_are_audited,
 }
-"""All that hold at every step. I14, that all jobs settle, is judged when the faults have stopped."""
-
-
-class Auditor:
-    """Checks every invariant after each step, and says who has not settled in the end."""
-
-    def __init__(self, driver: sqlite3.Connection, world: World, memory: Memory) -> None:
-        self._reader = Reader(driver)
-        self._driver = driver
-        self._world = world
-        self._memory = memory
-        self._tally = Tally()
-        self._books = self._reader.books()
-        self._seen = (driver.total_changes, 0, 0)
-        self._first = self._reader.news()
-
-    def check(self, daemons: Sequence[SimulatedDaemon]) -> tuple[str, str] | None:
-        """The first invariant that does not hold, and why; None while all hold."""
-        versions = (self._driver.total_changes, self._world.changes, self._memory.changes)
-        if versions == self._seen:
-            return None
-        before, news = self._books, News()
-        if versions[0] != self._seen[0]:
-            self._books, news = self._reader.books(), self._reader.news()
-        self._seen = versions
-        started = [run for key, run in self._world.runs.items() if key not in self._tally.runs]
-        self._tally.runs.update(run.order.attempt_id for run in started)
-        state = State(
-            books=self._books,
-            before=before,
-            news=news,
-            world=self._world,
-            memory=self._memory,
-            daemons=daemons,
-            tally=self._tally,
-            alive=self._world.alive(),
-            started=started,
-        )
-        for name, invariant in INVARIANTS.items():
-            for message in invariant(state):
-                return name, message
-        return None
-
-    def cordoned(self) -> list[NodeId | GpuId]:
-        """Nodes and GPUs that are out of service."""
-        rows = self._driver.execute(
-            "SELECT id FROM nodes WHERE cordoned UNION ALL SELECT id FROM gpus WHERE cordoned"
-        )
-        return sorted(row[0] for row in rows)
-
-    def held(self) -> list[tuple[JobId, TenantId]]:
-        """Jobs that wait for a person to let them go."""
-        return [
-            (JobId(job.id), TenantId(job.tenant_id))
-            for job in self._books.jobs.values()
-            if job.state == JobState.HELD
-        ]
-
-    def unsettled(self) -> list[str]:
-        """What is not over: jobs (but those in quarantine), processes, claims and allocations."""
-        books = self._books
-        return [
-            *(
-                f"{job.id} is {job.state}"
-                for job in books.jobs.values()
-                if job.state not in TERMINAL and job.state != _QUARANTINED
-            ),
-            *(f"{run.order.attempt_id} runs" for run in self._world.alive()),
-            *(
-                f"the {row.kind} of {row.attempt_id} is {row.state}"
-                for row in books.intents
-                if row.state in ("pending", "claimed")
-            ),
-            *(f"{row.attempt_id} holds {row.resource}" for row in books.held),
-        ]
+"""All that hold at every step. I14, that all jobs settle, is judged when faults have stopped."""

@@ -1,4 +1,4 @@
-"""One schedule: users and faults from one seed, until enough has happened; then calm, and settle."""
+"""One schedule: users and faults from one seed; then the faults stop, and all must settle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import structlog
 
@@ -20,9 +20,9 @@ from scheduler import failpoints
 from scheduler.model.lifecycle import EndCause
 from scheduler.model.plan import Plan
 from scheduler.simulator.faults import daemon as daemons
+from scheduler.simulator.faults.auditor import Auditor
 from scheduler.simulator.faults.chance import Chance, Fault
 from scheduler.simulator.faults.daemon import SimulatedDaemon, Surroundings
-from scheduler.simulator.faults.invariants import Auditor
 from scheduler.simulator.faults.loop import CountingIds, VirtualClock, VirtualLoop
 from scheduler.simulator.faults.store import Disk, DiskTrouble
 from scheduler.simulator.faults.users import Users
@@ -80,7 +80,7 @@ class Rig:
         self.disk = Disk()
         self.rejected_plans = Path(self._folder.name)
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -243,19 +244,16 @@ class Users:
 
         def meddle(tx: Transaction) -> None:
             who = actor(stranger)
-            for attempt in (
-                lambda: moves.cancel(tx, who, job, now=around.clock.now(), ids=around.ids),
-                lambda: service.get_job(tx, who, job),
-            ):
-                try:
-                    attempt()
-                except NotFoundError:
-                    continue
-                self.memory.trespasses.append(f"{stranger} got hold of {job} of {owner}")
+            with suppress(NotFoundError):
+                service.get_job(tx, who, job)
+                self.memory.trespasses.append(f"{stranger} sees {job} of {owner}")
+            with suppress(NotFoundError):
+                moves.cancel(tx, who, job, now=around.clock.now(), ids=around.ids)
+                self.memory.trespasses.append(f"{stranger} cancels {job} of {owner}")
 
         await self._ask("trespass", job, meddle)
 
-    async def cordon(self, target: NodeId | GpuId, *, cordoned: bool) -> Told:
+    async def cordon(self, target: str, *, cordoned: bool) -> None:
         """Take a node or GPU out of service, or put it back."""
         around = self._around
         operator = actor(SYSTEM_TENANT)
@@ -263,13 +261,12 @@ class Users:
 
         def command(tx: Transaction) -> None:
             now = around.clock.now()
-            if target in around.world.hosts:
+            if NodeId(target) in around.world.hosts:
                 service.cordon_node(tx, operator, NodeId(target), cordoned=cordoned, now=now)
             else:
                 service.cordon_gpu(tx, operator, GpuId(target), cordoned=cordoned, now=now)
 
-        told, _ = await self._ask(verb, target, command)
-        return told
+        await self._ask(verb, target, command)
 
     async def _ask(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pulp
@@ -158,7 +158,7 @@ def test_a_wrong_point_is_refused(spoil: Callable[[Floats], Floats], said: str) 
     assert said in why
 
 
-LIES = {
+LIES: Mapping[str, Callable[[Floats], Floats]] = {
     "the trivial point, called optimal": np.zeros_like,
     "fractions left over": lambda values: values * 0.37,
     "more than there is": lambda values: values + 1.0,

@@ -1,0 +1,222 @@
+"""Evictions without a model: each gang that finds no room is offered the cheapest place to clear.
+
+In most decisions that may stop running jobs there is little to gain, and it is found by looking:
+one waiting job is worth more than one running. This step finds such swaps, and a bound from the
+fractional knapsack with running jobs for sale tells whether a linear program could still win.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.allocation.gangs import Gang
+from scheduler.allocation.greedy import by_density
+from scheduler.allocation.optimise import Packed, Task, grown_worth
+from scheduler.allocation.room import Loads, Room
+from scheduler.model.job import JobShape
+from scheduler.model.plan import TaskPlacement
+from scheduler.model.quantity import WHOLE_GPU_MILLI
+
+Amounts = tuple[int, int, int]
+"""GPU thousandths, milli-CPU, MiB."""
+
+_DIMENSIONS = range(3)
+_WORTH_IT = 1.0 + 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What one victim would free on one row, and what that costs."""
+
+    victim: int
+    frees: Amounts
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Clearing:
+    """Victims to evict for one gang: the rows that makes room on, and the cost."""
+
+    rows: tuple[int, ...]
+    victims: frozenset[int]
+    cost: float
+
+
+def swap(task: Task) -> Packed:
+    """Gangs by value for their size: into what is free, or into the cheapest place to clear.
+
+    A gang is given a cleared place only if it is worth more than those who leave cost together.
+
+    Cost: as a greedy pass, and O(victims) for each shape that finds no room.
+    """
+    room = task.rooms()
+    offers = _offers(room, task)
+    most = task.snapshot.terms.eviction.evictions_max
+    packing: dict[int, Loads] = {}
+    gone: set[int] = set()
+    hopeless: set[JobShape] = set()
+    for index in by_density(task.gangs, task.snapshot.columns.free):
+        gang = task.gangs[index]
+        loads = room.place(gang)
+        if loads is None and gang.shape not in hopeless:
+            clearing = _cheapest(room, gang, offers)
+            if clearing is None or len(gone | clearing.victims) > most:
+                hopeless.add(gang.shape)
+                continue
+            loads = _cleared(room, task, gang, clearing)
+            if loads is None:
+                hopeless.add(gang.shape)
+                continue
+            gone |= clearing.victims
+            for row in offers:
+                offers[row] = [o for o in offers[row] if o.victim not in clearing.victims]
+        if loads is not None:
+            packing[index] = loads
+    return Packed(packing, tuple(task.victims[number] for number in sorted(gone)))
+
+
+def _cleared(room: Room, task: Task, gang: Gang, clearing: _Clearing) -> Loads | None:
+    """The gang in the cleared place; None, and nothing changed, if it is not worth it."""
+    before = room.mark()
+    for number in sorted(clearing.victims):
+        room.release(task.victims[number].attempt)
+    among = np.zeros(len(room.table.nodes), dtype=np.bool_)
+    among[list(clearing.rows)] = True
+    loads = room.place(gang, among=among)
+    if loads is None or task.worth.of(gang, loads) <= clearing.cost * _WORTH_IT:
+        room.undo(before)
+        return None
+    return loads
+
+
+def _offers(room: Room, task: Task) -> dict[int, list[_Offer]]:
+    """What each open row's victims would free, the cheapest for its size first."""
+    found: dict[int, list[_Offer]] = {}
+    for number, victim in enumerate(task.victims):
+        for row in victim.rows:
+            if room.table.open[row]:
+                node_id = room.table.nodes[row].id
+                here = [each for each in victim.attempt.tasks if each.node_id == node_id]
+                found.setdefault(row, []).append(_Offer(number, _held(here), victim.cost))
+    for offers in found.values():
+        offers.sort(key=lambda offer: (offer.cost / max(1, offer.frees[0]), offer.victim))
+    return found
+
+
+def _held(tasks: Iterable[TaskPlacement]) -> Amounts:
+    milli = cpu = memory = 0
+    for task in tasks:
+        milli += len(task.gpu_ids) * task.gpu_milli
+        cpu += task.cpu_milli
+        memory += task.memory_mib
+    return milli, cpu, memory
+
+
+def _cheapest(room: Room, gang: Gang, offers: dict[int, list[_Offer]]) -> _Clearing | None:
+    """The cheapest way to make room: one row for all workers, else one row for each."""
+    together = [(row, _chosen(room, gang, row, gang.workers, here)) for row, here in offers.items()]
+    one = min(
+        ((cost, row, victims) for row, found in together if found for cost, victims in [found]),
+        default=None,
+        key=lambda entry: entry[:2],
+    )
+    if one is not None:
+        return _Clearing((one[1],), one[2], one[0])
+    if gang.workers == 1 or gang.shape.topology.one_node:
+        return None
+    singly = [(row, _chosen(room, gang, row, 1, here)) for row, here in offers.items()]
+    fits = room.fits(gang.worker)
+    free = [(0.0, int(row), frozenset[int]()) for row in np.flatnonzero(fits)]
+    cleared = [(found[0], row, found[1]) for row, found in singly if found and not fits[row]]
+    best = sorted((*free, *cleared), key=lambda entry: entry[:2])[: gang.workers]
+    if len(best) < gang.workers:
+        return None
+    victims = frozenset[int]().union(*(entry[2] for entry in best))
+    cost = math.fsum(entry[0] for entry in best)
+    return _Clearing(tuple(entry[1] for entry in best), victims, cost)
+
+
+def _chosen(
+    room: Room, gang: Gang, row: int, workers: int, offers: Sequence[_Offer]
+) -> tuple[float, frozenset[int]] | None:
+    """Victims that free enough of the row for so many workers, none of them needlessly."""
+    short = _short(room, gang, row, workers)
+    chosen: list[_Offer] = []
+    for offer in offers:
+        if not any(amount > 0 for amount in short):
+            break
+        chosen.append(offer)
+        short = [amount - freed for amount, freed in zip(short, offer.frees, strict=True)]
+    if any(amount > 0 for amount in short):
+        return None
+    for offer in sorted(chosen, key=lambda offer: (-offer.cost, offer.victim)):
+        if all(short[at] + offer.frees[at] <= 0 for at in _DIMENSIONS):
+            chosen.remove(offer)
+            short = [amount + freed for amount, freed in zip(short, offer.frees, strict=True)]
+    return math.fsum(offer.cost for offer in chosen), frozenset(o.victim for o in chosen)
+
+
+def _short(room: Room, gang: Gang, row: int, workers: int) -> list[int]:
+    """What the row lacks for so many workers; negative where it has more than enough."""
+    worker = gang.worker
+    whole = int(room.free.whole[:, row].sum()) * WHOLE_GPU_MILLI
+    have = whole if worker.needs.gpus else int(room.free.milli[row])
+    return [
+        worker.milli * workers - have,
+        worker.needs.cpu_milli * workers - int(room.free.cpu[row]),
+        worker.needs.memory_mib * workers - int(room.free.memory[row]),
+    ]
+
+
+def swap_bound(task: Task) -> float:
+    """No plan is worth more, whoever is evicted for it.
+
+    For each resource alone, summed over all nodes: the densest gangs first, in part where need be,
+    from what is free and then from the cheapest victims. The scarcest resource counts.
+
+    Cost: O(n log n) for n gangs and victims.
+    """
+    free = task.snapshot.columns.free
+    have = (int(free.milli.sum()), int(free.cpu.sum()), int(free.memory.sum()))
+    gangs = [(gang.value * grown_worth(gang), _need(gang)) for gang in task.gangs if gang.value > 0]
+    held = [(victim.cost, _held(victim.attempt.tasks)) for victim in task.victims]
+    return min(
+        math.fsum(value for value, _ in gangs),
+        *(_bought(gangs, held, dimension, have[dimension]) for dimension in _DIMENSIONS),
+    )
+
+
+def _need(gang: Gang) -> Amounts:
+    total = gang.shape.total
+    return gang.shape.gpu_milli_total, total.cpu_milli, total.memory_mib
+
+
+def _bought(
+    gangs: Sequence[tuple[float, Amounts]],
+    held: Sequence[tuple[float, Amounts]],
+    of: int,
+    amount: int,
+) -> float:
+    """The most that gangs can be worth beyond the price of what they need of resource `of`."""
+    worth = math.fsum(value for value, need in gangs if not need[of])
+    wanted = sorted(((v / need[of], need[of]) for v, need in gangs if need[of]), reverse=True)
+    prices = sorted((cost / frees[of], frees[of]) for cost, frees in held if frees[of])
+    supply = [(0.0, amount), *prices]
+    at, left = 0, float(supply[0][1])
+    for density, need in wanted:
+        missing = float(need)
+        while missing > 0 and at < len(supply):
+            if supply[at][0] >= density:
+                return worth
+            part = min(missing, left)
+            worth += part * (density - supply[at][0])
+            missing -= part
+            left -= part
+            if left <= 0:
+                at += 1
+                left = float(supply[at][1]) if at < len(supply) else 0.0
+    return worth

@@ -31,10 +31,15 @@ class Fgd:
 
     Args:
         random_ties: break ties at random, anew in each decision, instead of by node name.
+        known: the mix of shapes, where it is known beforehand, as the paper assumes; None learns
+            it from each snapshot.
     """
 
-    def __init__(self, *, random_ties: bool = False) -> None:
+    def __init__(
+        self, *, random_ties: bool = False, known: Mapping[JobShape, int] | None = None
+    ) -> None:
         self._random_ties = random_ties
+        self._known = known
         self._latest: tuple[Mapping[JobShape, int], TypicalMix] | None = None
 
     @property
@@ -43,10 +48,10 @@ class Fgd:
         return "fgd-random-ties" if self._random_ties else "fgd"
 
     def on(self, free: Free, snapshot: Snapshot, seed: int) -> Scoring:
-        """The score for the mix of `snapshot`."""
-        if self._latest is None or self._latest[0] is not snapshot.mix:
-            mix = TypicalMix.of(snapshot.mix, cover=COVER, by_memory=False)
-            self._latest = (snapshot.mix, mix)
+        """The score for the known mix, or that of `snapshot`."""
+        shapes = snapshot.mix if self._known is None else self._known
+        if self._latest is None or self._latest[0] is not shapes:
+            self._latest = (shapes, TypicalMix.of(shapes, cover=COVER, by_memory=False))
         mix = self._latest[1]
         loss = Fragmentation(mix, Access.of(free.table, mix), free.gpu.shape[1])
         ties = np.zeros(free.cpu.size)

@@ -127,6 +127,8 @@ class _Simulation:
     ) -> None:
         self._workload = workload
         self._nodes = tuple(nodes)
+        self._gpus_total = gpu_milli(self._nodes) / WHOLE_GPU_MILLI
+        self._kinds_of_node = _one_of_each(self._nodes)
         self._profile = profile
         self._options = options
         self._progress = progress
@@ -199,7 +201,9 @@ class _Simulation:
     def _arrive(self, career: Career) -> None:
         shape = career.waiting.shape
         if shape not in self._refused:
-            self._refused[shape] = never_fits(shape, self._nodes) is not None
+            # One task needs one node: there it is enough to ask one node of each kind.
+            nodes = self._kinds_of_node if shape.tasks == 1 else self._nodes
+            self._refused[shape] = never_fits(shape, nodes) is not None
         if self._refused[shape]:
             self._over()
             return
@@ -308,10 +312,6 @@ class _Simulation:
             decide_ms=self._solver.decided_ms,
         )
 
-    @property
-    def _gpus_total(self) -> float:
-        return gpu_milli(self._nodes) / WHOLE_GPU_MILLI
-
     def result(self) -> RunResult:
         """What the run left behind."""
         return RunResult(
@@ -346,3 +346,12 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
         return result
     work.close()
     raise SimulationError("a simulated cycle may not wait for anything")
+
+
+def _one_of_each(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """One node of each kind: alike nodes hold the same single task, or none of them does."""
+    kinds = {
+        (node.capacity, tuple(gpu.model for gpu in node.gpus), node.links, node.pool): node
+        for node in nodes
+    }
+    return tuple(kinds.values())

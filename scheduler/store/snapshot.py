@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -160,27 +161,36 @@ def _node(row: AnyRow, on_it: tuple[Gpu, ...]) -> Node:
     )
 
 
-def _waiting_job(row: AnyRow) -> WaitingJob:
+def _waiting_job(columns: Sequence[Any]) -> WaitingJob:
+    """The job of the values of `_WAITING_COLUMNS`.
+
+    Taken by position: there are many jobs, and access by name takes as long as all the rest.
+    """
+    (
+        job_id,
+        tenant_id,
+        queue,
+        _state,
+        _desired,
+        priority,
+        submitted_at,
+        eligible_at,
+        *shape,
+        preemptible,
+        made,
+        class_key,
+    ) = columns
     return WaitingJob(
-        id=JobId(row.id),
-        tenant=TenantId(row.tenant_id),
-        queue=QueueName(row.queue),
-        priority=row.priority,
-        submitted_at=UtcSeconds(row.submitted_at),
-        eligible_at=UtcSeconds(row.eligible_at),
-        shape=_shape(
-            row.tasks_min,
-            row.tasks_max,
-            row.gpus_per_task,
-            row.cpu_milli,
-            row.memory_mib,
-            row.gpu_models,
-            row.topology,
-            row.pool,
-        ),
-        preemptible=row.preemptible,
-        attempts=row.attempts,
-        class_key=row.class_key,
+        id=JobId(job_id),
+        tenant=TenantId(tenant_id),
+        queue=QueueName(queue),
+        priority=priority,
+        submitted_at=UtcSeconds(submitted_at),
+        eligible_at=UtcSeconds(eligible_at),
+        shape=_shape(*shape),
+        preemptible=preemptible,
+        attempts=made,
+        class_key=class_key,
     )
 
 
@@ -209,7 +219,7 @@ def _shape(
 def _live_attempt(row: AnyRow) -> LiveAttempt:
     return LiveAttempt(
         id=AttemptId(row.attempt_id),
-        job=_waiting_job(row),
+        job=_waiting_job(row[: len(_WAITING_COLUMNS)]),
         since=UtcSeconds(row.created_at),
         tasks=codec.placement_tasks(row.placement),
         stopping=row.desired != "run" or row.state == JobState.STOPPING,

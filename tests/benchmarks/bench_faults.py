@@ -76,21 +76,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for played in pool.imap_unordered(play, chunks(options.count)):
             total.add(played)
     wall_s = time.perf_counter() - started_s
-    print(f"{'fired':>7}  kind of fault")
-    for fault in Fault:
-        print(f"{total.fired[fault]:7d}  {fault}")
-    print(
+    rare = [fault for fault in Fault if total.fired[fault] < FIRED_MIN]
+    lines = [
+        f"{'fired':>7}  kind of fault",
+        *(f"{total.fired[fault]:7d}  {fault}" for fault in Fault),
         f"{total.schedules} schedules, seeds from {FIRST_SEED}, {total.steps} steps,"
         f" {total.fired.total()} faults, {wall_s:.0f} s,"
         f" {1000 * total.cpu_s / max(1, total.schedules):.0f} ms of CPU a schedule;"
-        f" settled at most {total.settled_s:.0f} virtual s after the last fault"
-    )
-    for line in total.bad:
-        print(line)
-    rare = [fault for fault in Fault if total.fired[fault] < FIRED_MIN]
-    for fault in rare:
-        print(f"{fault} fired less than {FIRED_MIN} times")
-    print(f"{len(total.bad)} violations")
+        f" settled at most {total.settled_s:.0f} virtual s after the last fault",
+        *total.bad,
+        *(f"{fault} fired less than {FIRED_MIN} times" for fault in rare),
+        f"{len(total.bad)} violations",
+    ]
+    sys.stdout.writelines(f"{line}\n" for line in lines)
     return 1 if total.bad or rare else 0
 
 

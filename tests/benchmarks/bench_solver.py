@@ -69,7 +69,8 @@ class Measured:
     Attributes:
         quality: value over proven bound; greedy: the same of the first plan.
         wall: the whole call by the clock on the wall.
-        whole: the whole call; first: until the greedy plan. build, transfer, solve, follow: its parts, timed on their own.
+        whole: the whole call. first: until the greedy plan.
+        build, transfer, solve, follow: parts of it, timed on their own.
         bare: HiGHS alone on the same arrays, as it comes; tuned: with the options used here.
         cold, warm: solving after other right-hand sides, from scratch and from the live model.
     """
@@ -182,13 +183,14 @@ def _say(line: str) -> None:
 
 def _line(family: str, nodes: int, found: Sequence[Measured]) -> str:
     def p50(name: str) -> float:
-        return statistics.median(getattr(each, name) for each in found)
+        return float(statistics.median(getattr(each, name) for each in found))
 
     quality = [each.quality for each in found]
     return (
         f"{nodes:6}{family:>8}{len(found):4}"
         f"{100 * statistics.median(quality):9.3f}{100 * min(quality):9.3f}"
-        f"{100 * p50('greedy'):9.2f}{p50('wall'):9.0f}{GOAL_MS[nodes]:6}{p50('whole'):7.0f}{p50('first'):7.0f}"
+        f"{100 * p50('greedy'):9.2f}{p50('wall'):9.0f}{GOAL_MS[nodes]:6}"
+        f"{p50('whole'):7.0f}{p50('first'):7.0f}"
         f"{p50('build'):7.0f}{p50('transfer'):6.0f}{p50('solve'):6.0f}{p50('follow'):7.0f}"
         f"{p50('bare'):7.0f}{p50('tuned'):6.0f}"
         f"{statistics.median(each.whole / each.bare for each in found):7.1f}"
@@ -234,8 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missed: list[str] = []
     measure("philly", 16, 99)  # imports and first calls
     _say(
-        " nodes  family   n  median %  worst % greedy %    p50 ms  goal    cpu  first  build trans solve"
-        " follow   bare tuned  /bare /tuned  warm  MB"
+        " nodes  family   n  median %  worst % greedy %    p50 ms  goal    cpu  first"
+        "  build trans solve follow   bare tuned  /bare /tuned  warm  MB"
     )
     for nodes in options.nodes:
         for family in options.family:

@@ -36,7 +36,9 @@ def test_a_policy_takes_one_file_and_one_registry_line(copy: Path) -> None:
     _register(copy / "policies/registry.py", imported, line)
     assert len(set((copy / "policies").iterdir()) - before) == 1
 
-    told = _run(copy, "-m", "scheduler.main", *shlex.split(command)[1:], "--quiet")
+    program, *arguments = shlex.split(command)
+    assert program == "haversack"
+    told = _run(copy, "-c", "from scheduler.main import run; run()", *arguments, "--quiet")
     assert "LARGEST-FIRST" in told
     assert "wait_s_mean" in told
 

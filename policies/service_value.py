@@ -57,7 +57,7 @@ class ServiceValue:
 
 def value_of(job: WaitingJob, size: float, now: UtcSeconds) -> float:
     """What starting `job` is worth; `size` in GPUs. Doubles every 10 points of priority."""
-    doublings = level_of(job.attained_s * size)
+    doublings = float(level_of(job.attained_s * size))
     doublings -= (job.priority - PRIORITY_NEUTRAL) / PRIORITY_DOUBLES_EVERY
     waited_s = max(0.0, now - job.submitted_at)
     age = 1.0 + AGE_SHARE * waited_s / (waited_s + AGE_S)

@@ -170,20 +170,23 @@ def _with_victims(desk: _Desk) -> _Desk:
 
 def _swapped(desk: _Desk) -> Candidate:
     """What looking for single swaps comes to, and the bound that needs no model."""
-    packed = swap(desk.task)
+    packed = swap(desk.task, desk.now)
     value = value_of(desk.task, packed)
     bound = max(value, swap_bound(desk.task))
     return Candidate(packed.packing, packed.evicted, value, bound, "swap")
 
 
 def _better(best: Plan, plan: Plan) -> Plan:
-    """The more valuable of two plans for one snapshot, with the sharper bound of both."""
-    bound = min(best.bound, plan.bound)
+    """The more valuable of two plans for one snapshot, with the sharper bound of both.
+
+    The bounds of models know no moves: one that a plan with moves has beaten says nothing.
+    """
     chosen = plan if plan.value >= best.value else best
+    bound = min(each.bound for each in (best, plan) if each.bound >= chosen.value)
     if chosen is best:
         report = replace(best.solver, columns=plan.solver.columns, notes=plan.solver.notes)
         chosen = replace(best, solver=report)
-    return replace(chosen, bound=max(bound, chosen.value))
+    return replace(chosen, bound=bound)
 
 
 def _require_sound(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> None:

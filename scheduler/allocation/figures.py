@@ -159,16 +159,12 @@ def _start(
 def _fits(outline: Outline, scene: Scene) -> Floats:
     """(W, G) workers of each kind that fit each group, every kind alone."""
     known = {kind: number for number, kind in enumerate(scene.kinds)}
-    fit = np.zeros((len(outline.kinds), scene.rows.size), dtype=np.int64)
+    of_row = outline.groups.of_row[scene.rows]
+    total = np.zeros((len(outline.kinds), len(outline.groups.key)))
     for number, kind in enumerate(outline.kinds):
         if kind in known:
-            fit[number] = scene.fit[known[kind]]
-    of_row = outline.groups.of_row[scene.rows]
-    order = np.argsort(of_row, kind="stable")
-    total = np.zeros((len(outline.kinds), len(outline.groups.key)))
-    if order.size:
-        groups, starts = np.unique(of_row[order], return_index=True)
-        total[:, groups] = np.add.reduceat(fit[:, order], starts, axis=1)
+            weights = scene.fit[known[kind]]
+            total[number] = np.bincount(of_row, weights, minlength=len(outline.groups.key))
     return np.minimum(total, UNBOUNDED)
 
 
@@ -232,17 +228,10 @@ def quota_left(rows: Sequence[tuple[TenantId, ...]], snapshot: Snapshot) -> Floa
     One tenant may hold its nominal amount and what it may borrow; a cohort what is nominal to all.
     """
     quotas = {quota.tenant: quota for quota in snapshot.terms.quotas}
-    used = dict.fromkeys(quotas, 0)
-    if quotas:
-        for attempt in snapshot.live.values():
-            if attempt.tenant in used:
-                used[attempt.tenant] += sum(
-                    len(task.gpu_ids) * task.gpu_milli for task in attempt.tasks
-                )
     left = np.zeros(len(rows))
     for number, tenants in enumerate(rows):
         limit = sum(quotas[tenant].nominal_milli for tenant in tenants)
         if number < len(quotas):
             limit += quotas[tenants[0]].borrow_milli
-        left[number] = max(0, limit - sum(used[tenant] for tenant in tenants))
+        left[number] = max(0, limit - sum(snapshot.held_milli.get(tenant, 0) for tenant in tenants))
     return left

@@ -96,12 +96,11 @@ class Dimensions:
         whole = [kind for kind in kinds if kind.needs.gpus]
         shares = [kind.gpu_milli for kind in kinds if kind.gpu_milli]
         slots = _commonest([1, *(kind.needs.gpus for kind in whole)]) if whole else ()
-        largest = max(blocks, default=0)
         return cls(
             slots,
             tuple(bundles),
             _commonest([1, *shares]) if shares else (),
-            tuple(sorted({size for size in (*slots, *blocks) if size <= largest})),
+            tuple(sorted({1, *blocks})) if blocks else (),
             min((Fraction(k.needs.cpu_milli, k.needs.gpus) for k in whole), default=Fraction(0)),
             min((Fraction(k.needs.memory_mib, k.needs.gpus) for k in whole), default=Fraction(0)),
         )

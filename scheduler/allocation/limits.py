@@ -34,10 +34,8 @@ class Quotas:
             cohort = _cohort(quota)
             self._cohort_cap[cohort] = self._cohort_cap.get(cohort, 0) + quota.nominal_milli
             self._cohort_used[cohort] = 0
-        for attempt in snapshot.live.values():
-            if attempt.tenant in self._quota:
-                held = sum(len(task.gpu_ids) * task.gpu_milli for task in attempt.tasks)
-                self.take(attempt.tenant, held)
+        for tenant, milli in snapshot.held_milli.items():
+            self.take(tenant, milli)
 
     def __bool__(self) -> bool:
         return bool(self._quota)

@@ -46,6 +46,7 @@ class Outline:
     """What exists in the model. W kinds, G groups, B buckets, P pairs.
 
     Attributes:
+        table: the nodes that groups are made of.
         kinds: what is counted.
         dims: what capacity is counted in.
         groups: where it is counted.
@@ -61,6 +62,7 @@ class Outline:
             that could bind when the model was built. A row left out makes a bound no less valid.
     """
 
+    table: NodeTable
     kinds: tuple[Worker, ...]
     dims: Dimensions
     groups: Groups
@@ -140,11 +142,11 @@ class Outline:
         """Whether the figures of a decision with the `other` outline can be written in this one."""
         if self.options is not None or other.options is not None or self.racks is not other.racks:
             return False
-        if (self.groups.key, self.quotas, self.headroom) != (
-            other.groups.key,
-            other.quotas,
-            other.headroom,
-        ):
+        if self.table is not other.table and self.table.nodes != other.table.nodes:
+            return False  # codes of models, pools and racks mean something else
+        if not np.array_equal(self.groups.price, other.groups.price):
+            return False
+        if (self.quotas, self.headroom) != (other.quotas, other.headroom):
             return False
         if not set(other.dims.reserve) <= set(self.dims.reserve):
             return False
@@ -197,8 +199,12 @@ class Scene:
         table = snapshot.columns.table
         limited = frozenset(quota.tenant for quota in snapshot.terms.quotas)
         kinds, buckets = kinds_and_buckets(gangs, limited)
-        rows = np.flatnonzero(table.open)
-        places = Places.of(snapshot.columns.free, rows)
+        free = snapshot.columns.free
+        useful = table.open
+        if options is None and all(kind.milli for kind in kinds):
+            useful = useful & (free.milli > 0)  # nodes without GPUs left are most of a full cluster
+        rows = np.flatnonzero(useful)
+        places = Places.of(free, rows)
         counted = Fits(table, places)
         fit = np.empty((len(kinds), rows.size), dtype=np.int64)
         for number, kind in enumerate(kinds):
@@ -276,6 +282,7 @@ def outline_of(scene: Scene, options: Options | None = None, *, each_node: bool 
     dims = Dimensions.of(kinds, [each.gpus for each in headroom])
     quotas = _quota_rows(terms)
     return Outline(
+        table,
         kinds,
         dims,
         groups,

@@ -3,23 +3,29 @@
 In most decisions that may stop running jobs there is little to gain, and it is found by looking:
 one waiting job is worth more than one running. This step finds such swaps, and a bound from the
 fractional knapsack with running jobs for sale tells whether a linear program could still win.
+
+Who is cleared away but would find another place at once does not lose what it is worth: it moves,
+which costs the bonus for what runs and the restart. So free GPUs that are scattered over many nodes
+come together for a gang that needs them in one place.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scheduler.allocation.gangs import Gang
+from scheduler.allocation.evictions import Victim
+from scheduler.allocation.gangs import Gang, gang_of
 from scheduler.allocation.greedy import by_density
 from scheduler.allocation.optimise import Packed, Task, grown_worth
 from scheduler.allocation.room import Loads, Room
 from scheduler.model.job import JobShape
 from scheduler.model.plan import TaskPlacement
-from scheduler.model.quantity import WHOLE_GPU_MILLI
+from scheduler.model.ports import OrderedJob
+from scheduler.model.quantity import WHOLE_GPU_MILLI, UtcSeconds
 
 Amounts = tuple[int, int, int]
 """GPU thousandths, milli-CPU, MiB."""
@@ -46,10 +52,11 @@ class _Clearing:
     cost: float
 
 
-def swap(task: Task) -> Packed:
+def swap(task: Task, now: UtcSeconds) -> Packed:
     """Gangs by value for their size: into what is free, or into the cheapest place to clear.
 
     A gang is given a cleared place only if it is worth more than those who leave cost together.
+    What began at this very instant is not moved, so that decisions at one instant come to an end.
 
     Cost: as a greedy pass, and O(victims) for each shape that finds no room.
     """
@@ -57,40 +64,57 @@ def swap(task: Task) -> Packed:
     offers = _offers(room, task)
     most = task.snapshot.terms.eviction.evictions_max
     packing: dict[int, Loads] = {}
-    gone: set[int] = set()
+    gone: dict[int, Victim] = {}
     hopeless: set[JobShape] = set()
     for index in by_density(task.gangs, task.snapshot.columns.free):
         gang = task.gangs[index]
         loads = room.place(gang)
         if loads is None and gang.shape not in hopeless:
             clearing = _cheapest(room, gang, offers)
-            if clearing is None or len(gone | clearing.victims) > most:
+            if clearing is None or len(gone) + len(clearing.victims) > most:
                 hopeless.add(gang.shape)
                 continue
-            loads = _cleared(room, task, gang, clearing)
+            loads, leaving = _cleared(room, task, gang, clearing, now)
             if loads is None:
                 hopeless.add(gang.shape)
                 continue
-            gone |= clearing.victims
+            gone |= leaving
             for row in offers:
                 offers[row] = [o for o in offers[row] if o.victim not in clearing.victims]
         if loads is not None:
             packing[index] = loads
-    return Packed(packing, tuple(task.victims[number] for number in sorted(gone)))
+    return Packed(packing, tuple(gone[number] for number in sorted(gone)))
 
 
-def _cleared(room: Room, task: Task, gang: Gang, clearing: _Clearing) -> Loads | None:
-    """The gang in the cleared place; None, and nothing changed, if it is not worth it."""
+def _cleared(
+    room: Room, task: Task, gang: Gang, clearing: _Clearing, now: UtcSeconds
+) -> tuple[Loads | None, dict[int, Victim]]:
+    """The gang in the cleared place, and who leaves at what cost; None if it is not worth it."""
     before = room.mark()
     for number in sorted(clearing.victims):
         room.release(task.victims[number].attempt)
     among = np.zeros(len(room.table.nodes), dtype=np.bool_)
     among[list(clearing.rows)] = True
     loads = room.place(gang, among=among)
-    if loads is None or task.worth.of(gang, loads) <= clearing.cost * _WORTH_IT:
-        room.undo(before)
-        return None
-    return loads
+    if loads is not None:
+        largest_first = sorted(clearing.victims, key=lambda each: (-task.victims[each].milli, each))
+        leaving = {number: _moved(room, task, number, now) for number in largest_first}
+        cost = math.fsum(victim.cost for victim in leaving.values())
+        if task.worth.of(gang, loads) > cost * _WORTH_IT:
+            return loads, leaving
+    room.undo(before)
+    return None, {}
+
+
+def _moved(room: Room, task: Task, number: int, now: UtcSeconds) -> Victim:
+    """The victim at the cost of moving, if it finds another place now; it is kept for it here."""
+    victim, terms = task.victims[number], task.snapshot.terms.eviction
+    gang = gang_of(OrderedJob(victim.attempt.job, 0, 0.0))
+    if victim.attempt.since >= now or room.place(gang) is None:
+        return victim
+    wasted = victim.milli / WHOLE_GPU_MILLI * terms.restart_s * terms.value_per_gpu_s
+    own = (victim.cost - wasted) / (1.0 + terms.keep_bonus)
+    return replace(victim, cost=victim.cost - own)
 
 
 def _offers(room: Room, task: Task) -> dict[int, list[_Offer]]:
@@ -176,7 +200,8 @@ def swap_bound(task: Task) -> float:
     """No plan is worth more, whoever is evicted for it.
 
     For each resource alone, summed over all nodes: the densest gangs first, in part where need be,
-    from what is free and then from the cheapest victims. The scarcest resource counts.
+    from what is free and then from the cheapest victims. The scarcest resource counts. Whoever
+    moves holds as much as before, so moves win nothing here.
 
     Cost: O(n log n) for n gangs and victims.
     """

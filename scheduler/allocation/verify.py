@@ -317,9 +317,7 @@ def _quotas(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
     quotas = {quota.tenant: quota for quota in snapshot.terms.quotas}
     if not quotas:
         return
-    held: Counter[TenantId] = Counter()
-    for attempt in snapshot.live.values():
-        held[attempt.tenant] += _milli(attempt.tasks)
+    held: Counter[TenantId] = Counter(snapshot.held_milli)
     taken: Counter[TenantId] = Counter()
     for placement in plan.placements:
         job = snapshot.waiting.get(placement.job_id)

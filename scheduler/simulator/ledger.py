@@ -175,9 +175,10 @@ class Ledger:
         placed: list[JobId] = []
         refused: list[tuple[JobId, str]] = []
         for placement in plan.placements:
+            if placement.job_id in placed:
+                refused.append((placement.job_id, "the plan places the job twice"))
+                continue
             try:
-                if placement.job_id in placed:
-                    raise _RefusedError("the plan places the job twice")
                 self._place(placement, now)
             except _RefusedError as error:
                 refused.append((placement.job_id, str(error)))

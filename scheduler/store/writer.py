@@ -78,6 +78,7 @@ class Writer:
         self._closing = False
         self._ended = "the store is closed; the daemon is shutting down"
         self._connection: Connection | None = None
+        self._told: int | None = None
         self.trouble = ""
         """Why the last transaction could not be stored; empty once one was."""
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -180,17 +181,18 @@ class Writer:
         self._failed(error)
 
     def _transact(self, batch: list[_Command]) -> tuple[list[_Outcome], int | None]:
-        """One transaction; the new head revision, or None if nothing was journalled."""
+        """One transaction; the head revision, or None if listeners know of it."""
         committing = False
         try:
             connection = self._connect()
             with connection.begin() as transaction:
                 journal = Journal(connection)
+                found = journal.revision
                 outcomes = _carry_out(Transaction(connection, journal), batch)
                 if all(outcome.error is not None for outcome in outcomes):
                     transaction.rollback()
                     return outcomes, None
-                moved = journal.flush()
+                journal.flush()
                 _hit_points(batch, "before-commit")
                 committing = True
         except DBAPIError as error:
@@ -203,7 +205,17 @@ class Writer:
             self.trouble = str(told)
             raise told from error
         self.trouble = ""
-        return outcomes, journal.revision if moved else None
+        return outcomes, self._news(found, journal.revision)
+
+    def _news(self, found: int, left: int) -> int | None:
+        """The head, where it is further than listeners know; None where it is not.
+
+        A commit that was kept although it seemed to fail, or that of another process, was told to
+        nobody: whoever waits for it hears of it with the next transaction.
+        """
+        known = found if self._told is None else self._told
+        self._told = left
+        return left if left > known else None
 
     def _connect(self) -> Connection:
         if self._connection is None or self._connection.invalidated:

@@ -6,7 +6,8 @@
 - Muri trace 3 (SIGCOMM'22) on 8 nodes of 8 GPUs, ideal SRTF: mean JCT against the published one,
   which has a restart overhead at every event, so ours must lie within -8..0 % of it.
 
-The placement part, openb, is `bench_openb.py`. Needs HAVERSACK_TRACES; exits 1 when a figure is off.
+The placement part, openb, is a bench of its own. Needs HAVERSACK_TRACES; exits 1 when a figure is
+off.
 """
 
 from __future__ import annotations

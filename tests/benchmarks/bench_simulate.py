@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(measure(policy, int(nodes), int(seed)))
         return 0
     _say(
-        f"{'policy':12}{'CPU s':>8}{'at most':>9}{'wall s':>8}{'MiB':>7}{'wait min':>10}{'cycles':>8}"
-        f"{'decide p50/p99 ms':>20}  same twice"
+        f"{'policy':12}{'CPU s':>8}{'at most':>9}{'wall s':>8}{'MiB':>7}{'wait min':>10}"
+        f"{'cycles':>8}{'decide p50/p99 ms':>20}  same twice"
     )
     missed = False
     for policy in given.policies:

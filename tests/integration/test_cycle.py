@@ -211,6 +211,30 @@ def test_a_class_that_only_waits_for_its_backoff_is_not_taken_for_stuck(
     assert desk.cycle().placed == (twin.id,)
 
 
+def test_after_the_clock_was_set_back_a_fresh_job_is_waited_for(
+    desk: Desk, clock: ManualClock
+) -> None:
+    """Found by fault simulation: its submission lies ahead, so nobody would look at it again."""
+    job = desk.office.submit(spec=job_spec(gpus=1))
+    submitted_at = clock.now()
+    clock.jump(-300)
+    report = desk.cycle()
+    assert report.placed == ()
+    assert report.next_eligible_at == submitted_at
+    clock.advance(300)
+    assert desk.cycle(force=True).placed == (job.id,)
+
+
+def test_a_backoff_is_waited_for_though_the_last_decision_lies_ahead(
+    desk: Desk, clock: ManualClock
+) -> None:
+    desk.office.submit(spec=job_spec(gpus=1))
+    assert desk.cycle().placed
+    clock.jump(-300)
+    _in_backoff(desk, clock, seconds=50)
+    assert desk.cycle().next_eligible_at == clock.now() + 50
+
+
 def _in_backoff(desk: Desk, clock: ManualClock, *, seconds: float) -> JobView:
     job = desk.office.submit(spec=job_spec(gpus=1))
     desk.cycle()

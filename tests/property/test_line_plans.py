@@ -41,7 +41,9 @@ def told(snapshot: Snapshot, seed: int) -> Snapshot:
 
     waiting = {key: replace(job, runtime_s=runtime_s()) for key, job in snapshot.waiting.items()}
     live = {
-        key: replace(attempt, job=replace(attempt.job, runtime_s=runtime_s()), since=NOW - 5)
+        key: replace(
+            attempt, job=replace(attempt.job, runtime_s=runtime_s()), since=UtcSeconds(NOW - 5)
+        )
         for key, attempt in snapshot.live.items()
     }
     return Snapshot(snapshot.revision, snapshot.nodes, live, waiting, snapshot.terms)
@@ -68,9 +70,9 @@ def test_every_plan_is_sound_and_repeatable(name: str, snapshot: Snapshot) -> No
     assert plan.bound >= plan.value
     again = Snapshot(
         snapshot.revision,
-        dict(reversed(snapshot.nodes.items())),
-        dict(reversed(snapshot.live.items())),
-        dict(reversed(snapshot.waiting.items())),
+        dict(list(snapshot.nodes.items())[::-1]),
+        dict(list(snapshot.live.items())[::-1]),
+        dict(list(snapshot.waiting.items())[::-1]),
     )
     assert decided(again, profile_named(name))[0] == plan
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 
 from scheduler.model.lifecycle import TERMINAL, JobState
 from scheduler.model.quantity import JobId, TenantId
+from scheduler.model.snapshot import Snapshot
 from scheduler.simulator.faults.books import News, Reader
 from scheduler.simulator.faults.daemon import SimulatedDaemon
 from scheduler.simulator.faults.invariants import INVARIANTS, State, Tally
+from scheduler.simulator.faults.store import Disk
 from scheduler.simulator.faults.users import Memory
 from scheduler.simulator.faults.world import World
+from scheduler.store.snapshot import load_delta
+from scheduler.store.transaction import Transaction
 
 
 class Auditor:
     """Checks every invariant after each step, and says who has not settled in the end."""
 
-    def __init__(self, driver: sqlite3.Connection, world: World, memory: Memory) -> None:
+    def __init__(self, disk: Disk, world: World, memory: Memory) -> None:
+        driver = self._driver = disk.driver
+        self._engine = disk.engine
         self._reader = Reader(driver)
-        self._driver = driver
         self._world = world
         self._memory = memory
         self._tally = Tally()
@@ -53,6 +57,22 @@ class Auditor:
             for message in invariant(state):
                 return name, message
         return None
+
+    def drift(self, snapshot: Snapshot) -> str:
+        """Where a snapshot that was fed by deltas differs from the store; "" where it does not.
+
+        Most over-commitment in such systems comes from caches that drift (I4). Nothing is told of
+        a snapshot that is older than the store.
+        """
+        with self._engine.connect() as connection, connection.begin():
+            tx = Transaction(connection)
+            if tx.head_revision != snapshot.revision:
+                return ""
+            stored = Snapshot().apply(load_delta(tx, 0))
+        for part in ("nodes", "live", "waiting"):
+            if getattr(stored, part) != getattr(snapshot, part):
+                return f"the cycle's {part} at revision {snapshot.revision} are not the store's"
+        return ""
 
     def cordoned(self) -> list[str]:
         """Nodes and GPUs that are out of service."""

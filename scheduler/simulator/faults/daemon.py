@@ -32,6 +32,7 @@ from scheduler.model.lifecycle import JobState
 from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort
 from scheduler.model.quantity import IntentId, UtcSeconds
+from scheduler.model.snapshot import Snapshot
 from scheduler.simulator.faults.chance import Chance, Fault
 from scheduler.simulator.faults.loop import VirtualClock
 from scheduler.simulator.faults.solver import SimulatedSolver
@@ -71,7 +72,8 @@ class Surroundings:
     Attributes:
         step: told all that happens; checks the invariants.
         woken: called after each commit that moved the journal, as the database notifies replicas.
-        decided: called with a plan before it is answered: the world may move on meanwhile.
+        decided: called with a plan and what it was made from: the world moves on before it is
+            answered.
         rejected_plans: folder for plans that failed verification.
     """
 
@@ -83,7 +85,7 @@ class Surroundings:
     ids: IdSource
     step: Callable[[str], None]
     woken: Callable[[], None]
-    decided: Callable[[Plan], None]
+    decided: Callable[[Plan, Snapshot], None]
     rejected_plans: Path
 
 

@@ -19,6 +19,7 @@ import structlog
 from scheduler import failpoints
 from scheduler.model.lifecycle import EndCause
 from scheduler.model.plan import Plan
+from scheduler.model.snapshot import Snapshot
 from scheduler.simulator.faults import daemon as daemons
 from scheduler.simulator.faults.auditor import Auditor
 from scheduler.simulator.faults.chance import Chance, Fault
@@ -33,6 +34,8 @@ FAULTS_MIN = 3
 STORM_SHARE = 0.6
 """Part of the steps after which the faults stop for the first time."""
 JOBS_MAX = 16
+CACHE_CHECKED = 0.25
+"""Part of the decisions whose snapshot is compared with the store."""
 SETTLE_S = 3_600.0
 CLUSTERS = ("3x2:H100", "2x4:H100,1x2:A100", "4x2:A100", "5x2:L4", "1x4:H100,2x2:T4")
 
@@ -186,7 +189,7 @@ class Schedule:
         )
         self._daemons: list[SimulatedDaemon] = []
         self._users = Users(self._around, self._serving)
-        self._auditor = Auditor(rig.disk.driver, self._world, self._users.memory)
+        self._auditor = Auditor(rig.disk, self._world, self._users.memory)
         self._settled_s = 0.0
         self._vacant = asyncio.Event()
 
@@ -312,9 +315,11 @@ class Schedule:
     def _host(self) -> Host:
         return self._chance.pick(list(self._world.hosts.values()))
 
-    def _meddle(self, plan: Plan) -> None:
+    def _meddle(self, plan: Plan, snapshot: Snapshot) -> None:
         """While a plan is on its way to its commit."""
         chance, users = self._chance, self._users
+        if chance.happens(CACHE_CHECKED) and (drift := self._auditor.drift(snapshot)):
+            self._break("I4", drift)
         if not plan.placements:
             return
         placement = chance.pick(plan.placements)

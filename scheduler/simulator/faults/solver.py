@@ -22,14 +22,14 @@ class SimulatedSolver:
     Args:
         chance: says when it fails.
         gate: waits while the daemon is frozen; raises when it is dead.
-        decided: called with a plan before it is answered.
+        decided: called with a plan and what it was made from, before it is answered.
     """
 
     def __init__(
         self,
         chance: Chance,
         gate: Callable[[], Awaitable[None]],
-        decided: Callable[[Plan], None],
+        decided: Callable[[Plan, Snapshot], None],
     ) -> None:
         self._chance = chance
         self._gate = gate
@@ -67,7 +67,7 @@ class SimulatedSolver:
             self._restarts += 1
             return DecideResult(sent[-1] if sent else None, True, self._restarts, "it failed")
         *_, plan = plans
-        self._decided(plan)
+        self._decided(plan, snapshot)
         await asyncio.sleep(chance.between(0.005, 0.2))
         await self._gate()
         if chance.strikes(Fault.SOLVER_GARBAGE, 0.08):

@@ -136,6 +136,23 @@ def test_listeners_hear_of_each_commit_that_moved_the_revision(database: Databas
     assert heard == [1, 2]
 
 
+def test_listeners_hear_late_of_a_commit_that_nobody_told_them_of(
+    sqlite_database: Database, sqlite_settings: StoreSettings
+) -> None:
+    """One whose answer got lost on the way is announced with the next transaction, once."""
+    heard: list[int] = []
+    sqlite_database.on_commit(heard.append)
+    sqlite_database.write_sync(_append)
+    with contextlib.closing(sqlite3.connect(sqlite_settings.data_dir / "haversack.db")) as other:
+        other.execute("INSERT INTO journal VALUES (2, 'default', 1.0, 'test', 'x', '{}')")
+        other.execute("UPDATE journal_head SET revision = 2")
+        other.commit()
+    sqlite_database.write_sync(lambda tx: tx.head_revision)
+    sqlite_database.write_sync(lambda tx: tx.head_revision)
+    sqlite_database.close()
+    assert heard == [1, 2]
+
+
 def test_a_failing_listener_stops_neither_writer_nor_caller(sqlite_database: Database) -> None:
     def fail(_: int) -> None:
         raise RuntimeError("listener")

@@ -53,17 +53,17 @@ def test_counted_fits_are_those_of_a_room(seed: int, mix: str) -> None:
 
 
 def test_dimensions_count_what_workers_draw_wherever_they_sit() -> None:
-    kinds = [shape(gpus).worker for gpus in (1, 2, 8)]
+    kinds = [shape(gpus, cpu_milli=1_000 * gpus).worker for gpus in (1, 2, 8)]
     half = JobShape(1, Resources(0, 1_000, 1_000), gpu_milli=500).worker
     dims = Dimensions.of([*kinds, half], blocks=[4])
-    assert (dims.slots, dims.shares, dims.reserve) == ((1, 2, 8), (1, 500), (1, 2, 4))
+    assert (dims.slots, dims.shares, dims.reserve) == ((1, 2, 8), (1, 500), (1, 4))
     assert dims.drawn(kinds[2])[:5] == [8, 4, 1, 8_000, 16]
     assert dims.drawn(half)[3:5] == [500, 1]
     snapshot = snapshot_of([make_node("a", gpus=7, cpu_milli=3_000)], [])
     held = dims.held(Places.of(snapshot.columns.free, np.array([0])))[0]
     # Three cores go with three GPUs at a core each: the other four are no slots.
     assert held[:5].tolist() == [3, 1, 0, 7_000, 14]
-    assert held[dims.rows :].tolist() == [7, 3, 1]
+    assert held[dims.rows :].tolist() == [7, 1]
 
 
 def test_buckets_hold_what_could_start_at_once_the_most_valuable_first() -> None:
@@ -105,6 +105,8 @@ def test_an_outline_does_not_cover_what_it_has_no_columns_for() -> None:
     assert not narrow.covers(wide)
     other = snapshot_of([make_node("a", model="A100", pool="batch")], jobs)
     assert not wide.covers(outline_of(Scene.of(other, gangs(other))))
+    more = snapshot_of([*nodes, make_node("b")], jobs)
+    assert not wide.covers(outline_of(Scene.of(more, gangs(more))))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

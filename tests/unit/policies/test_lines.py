@@ -107,4 +107,4 @@ def test_equals_do_not_take_turns() -> None:
     newest, oldest = (value_of(job("x", submitted_at=at), 1.0, NOW) for at in (NOW, -1e9))
     assert oldest > newest
     assert oldest / newest <= 1 + AGE_SHARE
-    assert AGE_SHARE < EvictionCost().keep_bonus
+    assert EvictionCost().keep_bonus > AGE_SHARE

@@ -76,6 +76,7 @@ class CycleReport:
         evicted: attempts that were told to stop.
         deferred: jobs that have a place but were left to the next cycle, to keep this one short.
         refused: jobs whose placement the commit refused, with why; they stay PENDING.
+        value, bound, standing, gap: of the plan.
         duration_s: wall time from snapshot to commit.
     """
 
@@ -92,6 +93,7 @@ class CycleReport:
     refused: tuple[tuple[JobId, str], ...] = ()
     value: float = 0.0
     bound: float = 0.0
+    standing: float = 0.0
     gap: float = 0.0
     duration_s: float = 0.0
 
@@ -174,6 +176,7 @@ async def run_cycle(
         refused=committed.refused,
         value=plan.value,
         bound=plan.bound,
+        standing=plan.standing,
         gap=plan.gap,
         duration_s=context.clock.monotonic_s() - started_s,
     )

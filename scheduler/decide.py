@@ -77,7 +77,7 @@ def decide(
         desk = _with_victims(desk)
         best = _better(best, _checked(desk, _swapped(desk), best))
         yield best
-        if best.bound - best.value <= effort.gap_target * (best.bound + desk.standing):
+        if best.gap <= effort.gap_target:
             return  # measured on all that runs: what little could be won is not worth a model
     for candidate in improve(desk.task, packing, effort, seed, memory):
         best = _better(best, _checked(desk, candidate, best))
@@ -186,7 +186,7 @@ def _better(best: Plan, plan: Plan) -> Plan:
     if chosen is best:
         report = replace(best.solver, columns=plan.solver.columns, notes=plan.solver.notes)
         chosen = replace(best, solver=report)
-    return replace(chosen, bound=bound)
+    return replace(chosen, bound=bound, standing=plan.standing)
 
 
 def _require_sound(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> None:
@@ -234,6 +234,7 @@ def _plan(desk: _Desk, candidate: Candidate) -> Plan:
         waiting=explain(desk.snapshot, placements, now),
         value=candidate.value,
         bound=candidate.bound,
+        standing=desk.standing,
         solver=report,
     )
 

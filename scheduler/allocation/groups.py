@@ -62,19 +62,16 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """What capacity is counted in: slots, bundles, shares, CPU, memory, reserve; D in all.
+    """What capacity is counted in: slots, shares, CPU, memory, and slots to reserve; D in all.
 
     Attributes:
         slots: GPU counts, ascending.
-        bundles: (GPUs, milli-CPU, MiB) that must sit together on a node, as kinds ask for them; a
-            worker takes as many as it could be cut into.
         shares: thousandths of one GPU, ascending; 1 stands for the plain sum.
         reserve: GPU counts of slots that need neither CPU nor memory: blocks to keep free.
         cpu_each, memory_each: the least that any worker asks for each of its GPUs.
     """
 
     slots: tuple[int, ...]
-    bundles: tuple[tuple[int, int, int], ...]
     shares: tuple[int, ...]
     reserve: tuple[int, ...]
     cpu_each: Fraction
@@ -83,24 +80,20 @@ class Dimensions:
     @property
     def rows(self) -> int:
         """How many of the dimensions every group has a row for: all but `reserve`."""
-        return len(self.slots) + len(self.bundles) + len(self.shares) + 2
+        return len(self.slots) + len(self.shares) + 2
 
     @classmethod
-    def of(
-        cls,
-        kinds: Sequence[Worker],
-        blocks: Sequence[int] = (),
-        bundles: Sequence[tuple[int, int, int]] = (),
-    ) -> Dimensions:
+    def of(cls, kinds: Sequence[Worker], blocks: Sequence[int] = ()) -> Dimensions:
         """The dimensions that tell these kinds apart, and blocks of these sizes to keep free."""
         whole = [kind for kind in kinds if kind.needs.gpus]
         shares = [kind.gpu_milli for kind in kinds if kind.gpu_milli]
         slots = _commonest([1, *(kind.needs.gpus for kind in whole)]) if whole else ()
         return cls(
             slots,
-            tuple(bundles),
             _commonest([1, *shares]) if shares else (),
-            tuple(sorted({1, *blocks})) if blocks else (),
+            tuple(sorted({size for size in (*slots, *blocks) if size <= max(blocks)}))
+            if blocks
+            else (),
             min((Fraction(k.needs.cpu_milli, k.needs.gpus) for k in whole), default=Fraction(0)),
             min((Fraction(k.needs.memory_mib, k.needs.gpus) for k in whole), default=Fraction(0)),
         )
@@ -110,7 +103,6 @@ class Dimensions:
         gpus, share = worker.needs.gpus, worker.gpu_milli
         return [
             *(gpus // size for size in self.slots),
-            *(_cut_into(worker, bundle) for bundle in self.bundles),
             *(
                 gpus * (WHOLE_GPU_MILLI // size) + worker.parts * (share // size)
                 for size in self.shares
@@ -130,25 +122,13 @@ class Dimensions:
         for column, size in enumerate(self.slots):
             slots = (places.whole // size).sum(axis=0)
             found[:, column] = np.minimum(slots, usable // size)
-        for column, (gpus, cpu, mib) in enumerate(self.bundles, len(self.slots)):
-            slots = (places.whole // gpus).sum(axis=0)
-            for free, needed in ((places.cpu, cpu), (places.memory, mib)):
-                if needed:
-                    slots = np.minimum(slots, free // needed)
-            found[:, column] = slots
-        for column, size in enumerate(self.shares, len(self.slots) + len(self.bundles)):
+        for column, size in enumerate(self.shares, len(self.slots)):
             found[:, column] = (places.gpu // size).sum(axis=1)
         found[:, self.rows - 2] = places.cpu / CORE
         found[:, self.rows - 1] = places.memory / GIB
         for column, size in enumerate(self.reserve, self.rows):
             found[:, column] = (places.whole // size).sum(axis=0)
         return found
-
-
-def _cut_into(worker: Worker, bundle: tuple[int, int, int]) -> int:
-    needs = worker.needs
-    have = (needs.gpus, needs.cpu_milli, needs.memory_mib)
-    return min(amount // each for amount, each in zip(have, bundle, strict=True) if each)
 
 
 def _commonest(sizes: Iterable[int]) -> tuple[int, ...]:

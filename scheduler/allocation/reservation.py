@@ -43,8 +43,7 @@ class Shadow:
         A place is what counts, not the exact GPUs: those that are free now may be the head's then,
         and others of the node free instead.
         """
-        if self.room is None:
-            return None
+        assert self.room is not None, "without an instant nobody is admitted"
         among = self.room.fits(gang.worker) > 0
         if not among.any():
             return None

@@ -130,8 +130,9 @@ def _walk(
         if profile.admission is Admission.EASY:
             shadow = shadow_of(snapshot, profile.score, seed, line.placed, gang, now)
             line.reservations = shadow.reservation
-            line.others = Verdict.RESERVED
-            _backfill(line, looked_at[place + 1 :], shadow, now)
+            if shadow.room is not None:  # else nobody can tell what would delay the head
+                line.others = Verdict.RESERVED
+                _backfill(line, looked_at[place + 1 :], shadow, now)
         return
 
 

@@ -5,8 +5,8 @@ one waiting job is worth more than one running. This step finds such swaps, and 
 fractional knapsack with running jobs for sale tells whether a linear program could still win.
 
 Who is cleared away but would find another place at once does not lose what it is worth: it moves,
-which costs the bonus for what runs and the restart. So free GPUs that are scattered over many nodes
-come together for a gang that needs them in one place.
+which costs the restart and `MOVE_SHARE`. So free GPUs that are scattered over many nodes come
+together for a gang that needs them in one place.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ Amounts = tuple[int, int, int]
 
 _DIMENSIONS = range(3)
 _WORTH_IT = 1.0 + 1e-9
+MOVE_SHARE = 0.01
+"""What moving costs besides the restart, as a share of what the job is worth: nobody moves for
+nothing. The bonus for what runs is not due: it keeps equals from taking turns, and here all run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +73,49 @@ def swap(task: Task, now: UtcSeconds) -> Packed:
         gang = task.gangs[index]
         loads = room.place(gang)
         if loads is None and gang.shape not in hopeless:
-            clearing = _cheapest(room, gang, offers)
-            if clearing is None or len(gone) + len(clearing.victims) > most:
-                hopeless.add(gang.shape)
-                continue
-            loads, leaving = _cleared(room, task, gang, clearing, now)
-            if loads is None:
+            before = room.mark()
+            loads, leaving = _best_cleared(room, task, gang, offers, now)
+            if loads is None or len(gone) + len(leaving) > most:
+                room.undo(before)
                 hopeless.add(gang.shape)
                 continue
             gone |= leaving
             for row in offers:
-                offers[row] = [o for o in offers[row] if o.victim not in clearing.victims]
+                offers[row] = [offer for offer in offers[row] if offer.victim not in leaving]
         if loads is not None:
             packing[index] = loads
     return Packed(packing, tuple(gone[number] for number in sorted(gone)))
+
+
+def _best_cleared(
+    room: Room, task: Task, gang: Gang, offers: dict[int, list[_Offer]], now: UtcSeconds
+) -> tuple[Loads | None, dict[int, Victim]]:
+    """The gang where its place costs least: by who would be lost, else by who could move."""
+    for each in (offers, _if_moved(room, task, offers, now)):
+        clearing = _cheapest(room, gang, each)
+        if clearing is not None:
+            loads, leaving = _cleared(room, task, gang, clearing, now)
+            if loads is not None:
+                return loads, leaving
+    return None, {}
+
+
+def _if_moved(
+    room: Room, task: Task, offers: dict[int, list[_Offer]], now: UtcSeconds
+) -> dict[int, list[_Offer]]:
+    """The offers at the cost of moving, for those that would fit on another row as it is."""
+    found = {}
+    for row, here in offers.items():
+        again = []
+        for offer in here:
+            victim = task.victims[offer.victim]
+            fits = room.fits(victim.attempt.job.shape.worker)
+            elsewhere = int(fits.sum()) - int(fits[row])
+            moves = elsewhere > 0 and victim.attempt.since < now
+            again.append(replace(offer, cost=_move_cost(task, victim)) if moves else offer)
+        again.sort(key=lambda offer: (offer.cost / max(1, offer.frees[0]), offer.victim))
+        found[row] = again
+    return found
 
 
 def _cleared(
@@ -108,13 +140,18 @@ def _cleared(
 
 def _moved(room: Room, task: Task, number: int, now: UtcSeconds) -> Victim:
     """The victim at the cost of moving, if it finds another place now; it is kept for it here."""
-    victim, terms = task.victims[number], task.snapshot.terms.eviction
+    victim = task.victims[number]
     gang = gang_of(OrderedJob(victim.attempt.job, 0, 0.0))
     if victim.attempt.since >= now or room.place(gang) is None:
         return victim
+    return replace(victim, cost=_move_cost(task, victim))
+
+
+def _move_cost(task: Task, victim: Victim) -> float:
+    terms = task.snapshot.terms.eviction
     wasted = victim.milli / WHOLE_GPU_MILLI * terms.restart_s * terms.value_per_gpu_s
     own = (victim.cost - wasted) / (1.0 + terms.keep_bonus)
-    return replace(victim, cost=victim.cost - own)
+    return wasted + MOVE_SHARE * own
 
 
 def _offers(room: Room, task: Task) -> dict[int, list[_Offer]]:

@@ -173,6 +173,8 @@ class Plan:
         snapshot_revision: the journal revision the snapshot stood at.
         value: objective: the values of placements and reservations less the evictions' costs.
         bound: proven upper bound of the objective over all plans for this snapshot.
+        standing: what the running jobs are worth that this decision might have stopped; 0 where
+            none might be.
         waiting: one record per class of jobs left waiting.
     """
 
@@ -183,9 +185,20 @@ class Plan:
     waiting: tuple[Waiting, ...] = ()
     value: float = 0.0
     bound: float = 0.0
+    standing: float = 0.0
     solver: SolverReport = field(default_factory=lambda: SolverReport("empty", 0.0))
 
     @property
     def gap(self) -> float:
-        """Proven relative distance to the optimum: (bound - value) / bound, 0 when bound is 0."""
-        return max(0.0, (self.bound - self.value) / self.bound) if self.bound > 0 else 0.0
+        """Proven relative distance to the optimum; see `relative_gap`."""
+        return relative_gap(self.value, self.bound, self.standing)
+
+
+def relative_gap(value: float, bound: float, standing: float) -> float:
+    """(bound - value) / (bound + standing); 0 when nothing could be won.
+
+    A decision that may stop running jobs decides on all that will run, so what it leaves running
+    counts: leaving things as they are is worth `standing`, and the best is worth at most that and
+    `bound` more.
+    """
+    return max(0.0, (bound - value) / (bound + standing)) if bound > 0 else 0.0

@@ -310,6 +310,7 @@ class _Simulation:
             value=report.value if objective else None,
             bound=report.bound if objective else None,
             decide_ms=self._solver.decided_ms,
+            standing=report.standing if objective else 0.0,
         )
 
     def result(self) -> RunResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scheduler.model.plan import relative_gap
 from scheduler.simulator.workload import Arrivals
 
 
@@ -65,6 +66,7 @@ class Cycle:
         gpus_total: GPUs that could be held then.
         value: objective value of the plan committed, or None when the policy has no objective.
         bound: proven upper bound of that value, or None.
+        standing: what the running jobs are worth that might have been stopped.
         decide_ms: wall time of deciding. Differs from run to run: never part of a
             deterministic result.
     """
@@ -78,15 +80,14 @@ class Cycle:
     value: float | None = None
     bound: float | None = None
     decide_ms: float = 0.0
+    standing: float = 0.0
 
     @property
     def gap(self) -> float | None:
-        """How far the value is from its bound, as a fraction of the bound; 0 is proven optimal."""
+        """How far the plan may be from the best one, as `Plan.gap`; 0 is proven optimal."""
         if self.value is None or self.bound is None:
             return None
-        if self.bound <= 0:
-            return 0.0
-        return max(0.0, (self.bound - self.value) / self.bound)
+        return relative_gap(self.value, self.bound, self.standing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,8 +125,8 @@ class Journal:
         del self._journal_rows[mark.journal_rows :]
         del self._audit_rows[mark.audit_rows :]
 
-    def flush(self) -> bool:
-        """Write rows and head; True if the revision moved. At most three statements."""
+    def flush(self) -> None:
+        """Write rows and head. At most three statements."""
         if self._journal_rows:
             self._connection.execute(_INSERT_JOURNAL, self._journal_rows)
         if self._audit_rows:
@@ -135,7 +135,6 @@ class Journal:
             self._connection.execute(
                 _WRITE_HEAD, {"revision": self.revision, "audit_hash": self._audit_hash}
             )
-        return self.revision != self._start[0]
 
 
 def head_revision(connection: Connection) -> int:

@@ -80,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = [
         f"{'fired':>7}  kind of fault",
         *(f"{total.fired[fault]:7d}  {fault}" for fault in Fault),
-        f"{total.schedules} schedules, seeds from {FIRST_SEED}, {total.steps} steps,"
-        f" {total.fired.total()} faults, {wall_s:.0f} s,"
-        f" {1000 * total.cpu_s / max(1, total.schedules):.0f} ms of CPU a schedule;"
-        f" settled at most {total.settled_s:.0f} virtual s after the last fault",
+        f"{total.schedules} schedules, seeds from {FIRST_SEED}, in {wall_s:.0f} s",
+        f"{total.steps} steps, {total.fired.total()} faults",
+        f"{1000 * total.cpu_s / max(1, total.schedules):.0f} ms of CPU a schedule",
+        f"settled at most {total.settled_s:.0f} virtual s after the last fault",
         *total.bad,
         *(f"{fault} fired less than {FIRED_MIN} times" for fault in rare),
         f"{len(total.bad)} violations",

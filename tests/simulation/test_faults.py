@@ -44,7 +44,7 @@ QUICKLY_FOUND = {
     "effect-before-commit": {"I5"},
     "freed-on-not-ready": {"I6", "I3"},
     "freed-when-stop-is-sent": {"I6", "I3", "I4"},
-    "cache-over-store": {"I14"},
+    "cache-over-store": {"I4", "I14"},
     "retry-unbounded": {"I11"},
     "key-ignored": {"I15"},
     "audit-missing": {"I16"},

@@ -56,14 +56,14 @@ def test_dimensions_count_what_workers_draw_wherever_they_sit() -> None:
     kinds = [shape(gpus, cpu_milli=1_000 * gpus).worker for gpus in (1, 2, 8)]
     half = JobShape(1, Resources(0, 1_000, 1_000), gpu_milli=500).worker
     dims = Dimensions.of([*kinds, half], blocks=[4])
-    assert (dims.slots, dims.shares, dims.reserve) == ((1, 2, 8), (1, 500), (1, 4))
+    assert (dims.slots, dims.shares, dims.reserve) == ((1, 2, 8), (1, 500), (1, 2, 4))
     assert dims.drawn(kinds[2])[:5] == [8, 4, 1, 8_000, 16]
     assert dims.drawn(half)[3:5] == [500, 1]
     snapshot = snapshot_of([make_node("a", gpus=7, cpu_milli=3_000)], [])
     held = dims.held(Places.of(snapshot.columns.free, np.array([0])))[0]
     # Three cores go with three GPUs at a core each: the other four are no slots.
     assert held[:5].tolist() == [3, 1, 0, 7_000, 14]
-    assert held[dims.rows :].tolist() == [7, 1]
+    assert held[dims.rows :].tolist() == [7, 3, 1]
 
 
 def test_buckets_hold_what_could_start_at_once_the_most_valuable_first() -> None:

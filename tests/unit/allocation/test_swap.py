@@ -88,6 +88,17 @@ def test_a_gang_clears_a_node_for_each_of_its_tasks() -> None:
     assert {e.attempt_id for e in plan.evictions} == {a.id for a in (*live[:8], *live[16:])}
 
 
+def test_scattered_gpus_come_together_by_moving_what_is_small() -> None:
+    """Nobody here would be evicted for a job that has had so much; but a move is no loss."""
+    veteran = job(8, attained_s=90_000.0)
+    live = [*singles("a", [1] * 7), *singles("b", [1] * 3), *singles("c", [1] * 5)]
+    plan = last(live, veteran)
+    assert {e.attempt_id for e in plan.evictions} == {a.id for a in live[7:10]}
+    assert 0 < sum(eviction.cost for eviction in plan.evictions) < 0.5
+    just_begun = [replace(attempt, since=NOW) for attempt in live]
+    assert last(just_begun, veteran).evictions == (), "or one instant might never end"
+
+
 def test_nobody_yields_to_an_equal() -> None:
     live = [*singles("a", [1] * 8), *singles("b", [1] * 8), *singles("c", [1] * 8)]
     plan = last(live, job(1, attained_s=3_600.0))

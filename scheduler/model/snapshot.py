@@ -112,10 +112,7 @@ class Snapshot:
     @cached_property
     def columns(self) -> Columns:
         """The cluster as arrays. O(GPUs + live tasks) once; `apply` carries them on from there."""
-        return Columns.of(
-            self.nodes.values(),
-            chain.from_iterable(attempt.tasks for attempt in self.live.values()),
-        )
+        return _columns_of(self)
 
     @cached_property
     def mix(self) -> Mapping[JobShape, int]:
@@ -188,11 +185,19 @@ def _changed(
 
 def _carry_on(base: Snapshot, delta: SnapshotDelta, after: Snapshot) -> None:
     """Bring what was worked out for `base` up to date, instead of working it out again."""
+    if delta.base_revision == 0:  # there is time for it now; a decision would have to wait for it
+        after.__dict__["columns"] = _columns_of(after)
+        return
     columns = _columns_after(base, delta, after.live) if "columns" in base.__dict__ else None
     if columns is not None:
         after.__dict__["columns"] = columns
     if "mix" in base.__dict__:
         after.__dict__["mix"] = _mix_after(base, delta, after)
+
+
+def _columns_of(snapshot: Snapshot) -> Columns:
+    held = chain.from_iterable(attempt.tasks for attempt in snapshot.live.values())
+    return Columns.of(snapshot.nodes.values(), held)
 
 
 def _columns_after(

@@ -55,7 +55,8 @@ class Metrics:
         lost_gpu_hours: GPU time held that was not useful.
         link_bandwidth_ratio: of tasks with several GPUs on nodes whose pairs are not alike, mean of
             (bandwidth of the pairs they got / of the best subset of the empty node).
-        gap_p50: of the cycles with a bound, median of how far the plan may be from the best one, as `Plan.gap`.
+        gap_p50: of the cycles with a bound, median of how far the plan may be from the best one
+            (`Plan.gap`).
         gap_p99: its 99th percentile.
         cycles: scheduling cycles.
     """

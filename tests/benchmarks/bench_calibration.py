@@ -123,12 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not folder:
         _say("SKIPPED: no public traces; set HAVERSACK_TRACES")
         return 0
-    _say(f"{'':52}{'found':>12}{'reference':>12}{'allowed':>24}{'seconds':>9}")
+    _say(f"{'':52}{'found':>12}{'reference':>12}{'allowed':>28}{'seconds':>9}")
     missed = 0
     for row in _rows(Path(folder), quick=quick):
         allowed = f"{row.low:.5g} .. {row.high:.5g} {row.unit}"
         _say(
-            f"{row.what:52}{row.found:12.5g}{row.reference:12.5g}{allowed:>24}{row.seconds:9.1f}"
+            f"{row.what:52}{row.found:12.5g}{row.reference:12.5g}{allowed:>28}{row.seconds:9.1f}"
             + ("" if row.holds else "  MISSED")
         )
         missed += not row.holds

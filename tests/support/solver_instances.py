@@ -21,6 +21,7 @@ from scheduler.model.quantity import (
     WHOLE_GPU_MILLI,
     AttemptId,
     JobId,
+    NodeId,
     PoolName,
     Resources,
     TenantId,
@@ -122,14 +123,14 @@ def _node(rng: np.random.Generator, number: int) -> Node:
 
 def _fill(
     rng: np.random.Generator, nodes: list[Node], share: float
-) -> tuple[list[LiveAttempt], dict[str, int]]:
+) -> tuple[list[LiveAttempt], dict[NodeId, int]]:
     """Attempts of 1 to 8 GPUs; some nodes stay empty, the others are filled in fragments."""
     held = 0
     goal = round(share * GPUS * len(nodes))
     left = {node.id: GPUS for node in nodes}
     cpu = {node.id: NODE_CPU_MILLI for node in nodes}
     memory = {node.id: NODE_MEMORY_MIB for node in nodes}
-    live = []
+    live: list[LiveAttempt] = []
     while held < goal:
         node = nodes[int(rng.integers(len(nodes)))]
         size = min(int(rng.choice([1, 1, 1, 2, 4, 8, 8])), left[node.id], goal - held)
@@ -205,7 +206,7 @@ def _shape(rng: np.random.Generator, family: Family) -> JobShape:
     )
 
 
-def _terms(nodes: list[Node], live: list[LiveAttempt], left: dict[str, int]) -> Terms:
+def _terms(nodes: list[Node], live: list[LiveAttempt], left: dict[NodeId, int]) -> Terms:
     """Quotas that half of the tenants will hit, 15 % of empty nodes reserved, cheap and dear."""
     used = dict.fromkeys(TENANTS, 0)
     for attempt in live:

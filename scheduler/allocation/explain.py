@@ -37,6 +37,8 @@ from scheduler.model.plan import (
 from scheduler.model.quantity import WHOLE_GPU_MILLI, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
+_SHAPES_KEPT = 4_096
+"""Shapes whose verdict on the empty cluster is remembered."""
 _LABELS = {"gpus": "GPUs", "cpu_milli": "m CPU", "memory_mib": "MiB memory"}
 
 
@@ -280,11 +282,23 @@ class _Reaches:
         return _View(shape, self._known[key])
 
 
-@lru_cache(maxsize=4096)
 def _fits_when_empty(table: NodeTable, shape: JobShape) -> bool:
     """Whether the shape could start if nothing ran and all nodes and GPUs were well."""
-    reach = _Reach(_task_of(shape), emptied(table), closed_too=True)
-    return _View(shape, reach).starts()
+    known = _empty_verdicts(table)
+    fits = known.get(shape)
+    if fits is None:
+        if len(known) >= _SHAPES_KEPT:
+            known.clear()
+        reach = _Reach(_task_of(shape), emptied(table), closed_too=True)
+        fits = known[shape] = _View(shape, reach).starts()
+    return fits
+
+
+@lru_cache(maxsize=2)
+def _empty_verdicts(table: NodeTable) -> dict[JobShape, bool]:
+    """What is known of `table`. Few tables: every cordon makes a new one, and each is large."""
+    del table  # the key
+    return {}
 
 
 def _task_of(shape: JobShape) -> Worker:

@@ -95,7 +95,7 @@ def in_domains(free: Free, worker: Worker, codes: tuple[int, ...], rows: Ints) -
     return found
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def emptied(table: NodeTable) -> Free:
     """What would be free if nothing ran and all were well. O(GPUs), once a table."""
     present = table.gpu_model != NO_GPU

@@ -8,7 +8,7 @@ from enum import StrEnum
 import numpy as np
 
 from scheduler.allocation.room import Room
-from scheduler.model.columns import NO_GPU, NodeTable
+from scheduler.model.columns import NO_GPU, Floats, NodeTable
 from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape, WaitingJob
 from scheduler.model.plan import Reason, ReasonCode, Waiting
@@ -80,11 +80,10 @@ def _shortage(job: WaitingJob, snapshot: Snapshot, room: Room) -> Reason:
     shape = job.shape
     dimension, need = _amount(shape)
     if dimension == "gpus":
-        free, largest = room.free.milli / WHOLE_GPU_MILLI, float(room.free.milli.max(initial=0))
-        largest /= WHOLE_GPU_MILLI
+        free: Floats = room.free.milli / WHOLE_GPU_MILLI
     else:
-        free, largest = room.free.cpu, float(room.free.cpu.max(initial=0))
-    total = float(free.sum())
+        free = room.free.cpu.astype(np.float64)
+    total, largest = float(free.sum()), float(free.max(initial=0))
     if not _could_ever_fit(job, room.table):
         impossible = never_fits(shape, tuple(snapshot.nodes.values()))
         if impossible is not None:

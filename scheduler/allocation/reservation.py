@@ -94,9 +94,9 @@ def shadow_of(
         if end > at:
             break
         release()
-    loads = room.place(head)
-    assert loads is not None, "more room than when it was tried"
-    nodes = tuple(room.table.nodes[load.row].id for load in loads)
+    seat = room.place(head)
+    assert seat is not None, "more room than when it was tried"
+    nodes = tuple(room.table.nodes[load.row].id for load in seat)
     return Shadow(at, room, (Reservation(head.job.id, nodes, UtcSeconds(at)),))
 
 

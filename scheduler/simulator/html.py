@@ -196,7 +196,9 @@ def _gap_chart(study: Study, across: svg.Axis) -> list[str]:
     if not drawn:
         return []
     title = "Optimality gap over time"
-    about = "What the worst decision of each stretch may have missed, at most; proven at the bottom."
+    about = (
+        "What the worst decision of each stretch may have missed at most; at the bottom: proven."
+    )
     gap = svg.Axis("gap (logarithmic)", log=True, low=1e-6, high=1.0, tick=_small_percent)
     return [_card(title, about, svg.line_chart(title, about, drawn, across, gap))]
 

@@ -191,6 +191,8 @@ def _spread(room: Room, gang: Gang, left: Mapping[int, int], workers: int) -> Sp
         if not enough:
             return None
         left = {row: count for row, count in left.items() if racks[row] == enough[0][1]}
+    if gang.shape.topology.one_node:  # grown, it has several workers; they stay together
+        left = {row: count for row, count in left.items() if count >= workers}
     found: Spread = []
     missing = workers
     for row, count in sorted(

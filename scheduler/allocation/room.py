@@ -208,7 +208,10 @@ class Room:
         before = self.mark()
         loads = []
         for row, count in spread:
-            if self._kinds.refreshed(kind).fits[row] < count:
+            holds = self._kinds.refreshed(kind).fits[row] >= count
+            if holds and count > 1 and kind.worker.one_domain:
+                holds = self._in_one_domain(kind, row, count)
+            if not holds:
                 self.undo(before)
                 return None
             loads.append(self._draw_row(kind, row, count, gang.job.tenant))

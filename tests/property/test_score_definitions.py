@@ -28,6 +28,8 @@ from scheduler.model.quantity import PoolName, Resources
 from scheduler.model.snapshot import Snapshot
 
 GPUS = 4
+CASES = settings(max_examples=50, deadline=None)
+"""No deadline: a busy machine is not a wrong score."""
 MODELS = ("A", "B")
 POOLS = ("p", "q")
 
@@ -151,6 +153,7 @@ def fits(worker: Worker, node: State) -> bool:
     return enough and bool(after(worker, node))
 
 
+@CASES
 @given(mixes, st.lists(states, min_size=1, max_size=5))
 def test_fragmentation_is_the_papers(mix: Mapping[JobShape, int], nodes: list[State]) -> None:
     free, typical = free_of(nodes), TypicalMix.of(mix)
@@ -164,6 +167,7 @@ def test_fragmentation_is_the_papers(mix: Mapping[JobShape, int], nodes: list[St
     )
 
 
+@CASES
 @given(mixes, states, amounts)
 def test_more_cpu_never_means_more_fragmentation(
     mix: Mapping[JobShape, int], node: State, more: int
@@ -175,6 +179,7 @@ def test_more_cpu_never_means_more_fragmentation(
     assert rich <= poor + 1e-9
 
 
+@CASES
 @given(mixes, st.lists(states, min_size=1, max_size=5))
 def test_balance_is_what_cpu_and_memory_can_feed(
     mix: Mapping[JobShape, int], nodes: list[State]
@@ -187,6 +192,7 @@ def test_balance_is_what_cpu_and_memory_can_feed(
     assert found.tolist() == pytest.approx([fed(typical, worth, node) for node in nodes])
 
 
+@CASES
 @given(mixes)
 def test_fillable_is_the_best_sum_of_parts(mix: Mapping[JobShape, int]) -> None:
     typical = TypicalMix.of(mix)
@@ -207,6 +213,7 @@ def test_fillable_is_the_best_sum_of_parts(mix: Mapping[JobShape, int]) -> None:
     )
 
 
+@CASES
 @given(mixes, st.lists(states, min_size=1, max_size=5), shapes())
 def test_fgd_is_the_published_score(
     mix: Mapping[JobShape, int], nodes: list[State], what: JobShape
@@ -228,6 +235,7 @@ def test_fgd_is_the_published_score(
         assert 100 - score in {math.floor(exact - 1e-9), math.floor(exact + 1e-9)}
 
 
+@CASES
 @given(mixes, st.lists(states, min_size=1, max_size=5), shapes())
 def test_placement_score_is_the_fall_of_its_terms(
     mix: Mapping[JobShape, int], nodes: list[State], what: JobShape
@@ -276,7 +284,7 @@ SCORES = (
 
 
 @pytest.mark.parametrize("score", SCORES, ids=lambda score: score.name)
-@settings(max_examples=40)
+@CASES
 @given(mixes, st.lists(states, min_size=1, max_size=5), shapes())
 def test_every_score_is_finite_repeatable_and_names_a_gpu_with_room(
     score: NodeScore, mix: Mapping[JobShape, int], nodes: list[State], what: JobShape
@@ -297,6 +305,7 @@ def test_every_score_is_finite_repeatable_and_names_a_gpu_with_room(
             assert free.gpu[row, gpu] >= worker.gpu_milli
 
 
+@CASES
 @given(mixes, st.lists(states, min_size=2, max_size=5), shapes())
 def test_a_row_scores_the_same_alone_and_among_others(
     mix: Mapping[JobShape, int], nodes: list[State], what: JobShape

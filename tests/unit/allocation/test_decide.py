@@ -1,7 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from support.clusters import MIXES, NOW, make_job, make_node, random_instance, shape, snapshot_of
+from support.clusters import (
+    MIXES,
+    NOW,
+    make_job,
+    make_node,
+    occupy,
+    random_instance,
+    shape,
+    snapshot_of,
+)
 
 import scheduler.decide
 from policies.priority_age import PriorityAge
@@ -9,8 +20,9 @@ from policies.registry import profile_named
 from scheduler.allocation.highs import Answer, Program
 from scheduler.allocation.verify import Kind, Severity, Violation
 from scheduler.decide import decide
-from scheduler.model.plan import Plan
+from scheduler.model.plan import Plan, relative_gap
 from scheduler.model.ports import Effort
+from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 ORDER = PriorityAge()
@@ -132,3 +144,23 @@ def test_low_value_jobs_fill_what_is_left() -> None:
     jobs += [make_job("wide", shape(8), priority=0)]
     plan = plans(snapshot_of([make_node("a")], jobs))[-1]
     assert {placement.job_id for placement in plan.placements} == {"j-big", "j-tiny"}
+
+
+def test_the_gap_is_measured_on_all_that_will_run() -> None:
+    """Evicting would lose more than it wins: to change nothing is nearly the best plan."""
+    node = make_node("a")
+    settled = occupy(node, range(8))
+    attempt = replace(settled, job=replace(settled.job, preemptible=True, shape=shape(8)))
+    attempt = replace(attempt, since=UtcSeconds(NOW - 60.0))
+    waiting = replace(make_job("late", shape(8)), attained_s=3_600.0)
+    view = snapshot_of([node], [waiting], [attempt])
+    plan = list(decide(view, profile_named("knapsack"), Effort(), NOW, 0))[-1]
+    assert (plan.placements, plan.evictions, plan.value) == ((), (), 0.0)
+    assert plan.standing > 8 * plan.bound
+    assert plan.gap == relative_gap(plan.value, plan.bound, plan.standing) < 0.1
+
+
+def test_a_gap_needs_a_bound() -> None:
+    assert relative_gap(0.0, 0.0, 5.0) == 0.0
+    assert relative_gap(9.0, 10.0, 0.0) == pytest.approx(0.1)
+    assert relative_gap(9.0, 10.0, 90.0) == pytest.approx(0.01)

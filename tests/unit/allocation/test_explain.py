@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
+from weakref import ref
 
 from support.clusters import NOW, make_job, make_node, occupy, shape, snapshot_of, two_domains
 
@@ -12,8 +14,8 @@ from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.node import Node
 from scheduler.model.plan import Plan, Reason, ReasonCode, Waiting
 from scheduler.model.ports import Effort
-from scheduler.model.quantity import TenantId
-from scheduler.model.snapshot import LiveAttempt
+from scheduler.model.quantity import NodeId, TenantId
+from scheduler.model.snapshot import LiveAttempt, SnapshotDelta
 from scheduler.model.terms import Headroom, Quota, Terms
 
 
@@ -235,3 +237,17 @@ def test_nobody_waits_nothing_is_looked_at() -> None:
     snapshot = snapshot_of([make_node("a")], [])
     assert explain(snapshot, (), NOW) == ()
     assert "columns" not in snapshot.__dict__
+
+
+def test_what_is_remembered_of_a_cluster_does_not_outlive_it() -> None:
+    """Each cordon makes a new node table; a worker that sees thousands must not keep them."""
+    snapshot = snapshot_of([make_node("a"), make_node("b")], [make_job("x", shape(8, tasks=3))])
+    seen = [ref(snapshot.columns.table.gpu_open)]
+    for revision in range(20):
+        explain(snapshot, (), NOW)
+        node = replace(snapshot.nodes[NodeId("n-a")], cordoned=revision % 2 == 0)
+        delta = SnapshotDelta(snapshot.revision, snapshot.revision + 1, nodes=(node,))
+        snapshot = snapshot.apply(delta)
+        seen.append(ref(snapshot.columns.table.gpu_open))
+    gc.collect()
+    assert sum(array() is not None for array in seen) <= 4

@@ -327,3 +327,12 @@ def test_fewest_rows_fills_the_largest_first() -> None:
     assert fewest_rows(fits, score, 15) == [(0, 3), (1, 5), (2, 5), (3, 2)]
     assert fewest_rows(fits, score, 16) is None
     assert fits.tolist() == [3, 5, 5, 2, 0]
+
+
+def test_a_draw_keeps_several_workers_in_one_nvlink_domain() -> None:
+    """Two domains of four hold a gang of three each, and none of them a gang grown to six."""
+    what = gang(replace(shape(3, topology=Topology.SAME_NVLINK), tasks_max=2))
+    found = room([make_node("a", board=two_domains())])
+    assert found.fits(what.worker).tolist() == [2]
+    assert found.draw(what, [(0, 2)]) is None
+    assert found.draw(what, [(0, 1)]) is not None

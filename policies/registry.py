@@ -18,7 +18,7 @@ from scheduler.model.ports import Admission, Preemption, Profile, QueueOrder, Se
 
 PROFILES: Mapping[str, Callable[[], Profile]] = {
     # The daemon's default.
-    "priority-age": lambda: Profile("priority-age", PriorityAge(), BestFit()),
+    "priority-age": lambda: Profile("priority-age", PriorityAge(), PlacementScore()),
     # Ours with preemption: no run times, whoever has had least service first.
     "knapsack": lambda: Profile("knapsack", ServiceValue(), BestFit(), preemption=Preemption.EVICT),
     # Baselines as published schedulers have them: who is next.

@@ -105,6 +105,7 @@ def main() -> int:
         model = DistributedDataParallel(net)
         finished = train(model, device, asked_to_stop)
         check_agreement(model, device)
+        dist.barrier()  # nobody closes a connection that another rank still needs
     finally:
         dist.destroy_process_group()
     if not finished:

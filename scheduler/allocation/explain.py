@@ -7,7 +7,7 @@ funnel; the reasons start at the first filter that leaves too little.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
@@ -51,7 +51,10 @@ class Verdict:
 
 
 def explain(
-    snapshot: Snapshot, placements: Sequence[Placement], now: UtcSeconds
+    snapshot: Snapshot,
+    placements: Sequence[Placement],
+    now: UtcSeconds,
+    held_back: Callable[[str], str | None] | None = None,
 ) -> tuple[Waiting, ...]:
     """Reason records for every class with a job that the plan leaves waiting, by class key.
 
@@ -63,6 +66,8 @@ def explain(
         snapshot: what was decided on.
         placements: what the plan starts.
         now: the cycle's instant.
+        held_back: tells of a class that the line holds back, whatever room there is, why; None for
+            a class that lacks room.
 
     Returns:
         one record per class; each has a reason. O(waiting jobs + shapes * nodes), in numpy.
@@ -84,6 +89,11 @@ def explain(
     records = []
     for class_key, jobs in sorted(left.items()):
         shape = jobs[0].shape
+        why = None if held_back is None else held_back(class_key)
+        if why is not None:
+            reasons = _backoff(jobs, now) or (_behind(why, jobs[0]),)
+            records.append(Waiting(class_key, reasons))
+            continue
         if shape not in verdicts:
             verdict = _judge(later.view(shape), snapshot)
             outbid = later is not earlier and verdict.reasons and earlier.view(shape).starts()
@@ -158,14 +168,21 @@ def _record(
 ) -> Waiting:
     reasons = list(verdict.reasons)
     reasons += limits.reasons(jobs[0], reaches, fits=not reasons)
-    if all(job.eligible_at > now for job in jobs):
-        # No number of seconds: it would make a new record of every look at the clock.
-        reasons.insert(0, Reason(ReasonCode.BACKOFF, "the backoff before its next attempt runs"))
+    if backoff := _backoff(jobs, now):
+        reasons = [*backoff, *reasons]
     elif not reasons:
         reasons.append(_behind("it fits, but is beyond the part of the queue looked at", jobs[0]))
     elif outbid:
         reasons.append(_behind("it would have fitted, but jobs worth more took the place", jobs[0]))
     return Waiting(class_key, tuple(reasons), verdict.funnel)
+
+
+def _backoff(jobs: Sequence[WaitingJob], now: UtcSeconds) -> tuple[Reason, ...]:
+    """The reason of a class of which nobody may start yet; () when somebody may."""
+    if any(job.eligible_at <= now for job in jobs):
+        return ()
+    # No number of seconds: it would make a new record of every look at the clock.
+    return (Reason(ReasonCode.BACKOFF, "the backoff before its next attempt runs"),)
 
 
 def _behind(message: str, job: WaitingJob) -> Reason:

@@ -8,21 +8,26 @@ reason for every class of jobs left waiting.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from scheduler.allocation.explain import explain
 from scheduler.allocation.gangs import Gang, gang_of
 from scheduler.allocation.gpu_choice import placement_of
-from scheduler.allocation.line_bound import bound_of
-from scheduler.allocation.line_reasons import Verdict, reasons_of
 from scheduler.allocation.repack import repack
 from scheduler.allocation.reservation import Shadow, shadow_of
+from scheduler.allocation.resource_bound import Amounts, held_by, needs_of, resource_bound
 from scheduler.allocation.room import Loads, Room
 from scheduler.allocation.worth import Worth
 from scheduler.model.plan import Eviction, Plan, Reservation, SolverReport
 from scheduler.model.ports import Admission, Effort, OrderedJob, Preemption, Profile
 from scheduler.model.quantity import UtcSeconds
-from scheduler.model.snapshot import Snapshot
+from scheduler.model.snapshot import LiveAttempt, Snapshot
+
+BEHIND = "the first in line does not fit, and nobody may pass it"
+RESERVED = "it would delay the first in line, which has a reservation"
+OUTRANKED = "jobs that come first hold the place"
 
 
 @dataclass(slots=True)
@@ -33,15 +38,15 @@ class _Line:
         ordered: the waiting jobs, best first.
         room: what is left after `placed`.
         placed: gangs that start, and where.
-        verdicts: of classes that were looked at and left waiting.
-        others: the verdict of all other classes.
+        no_room: classes that were looked at and found none.
+        others: why all other classes wait.
     """
 
     ordered: Sequence[OrderedJob]
     room: Room
     placed: list[tuple[Gang, Loads]] = field(default_factory=list)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    others: Verdict = Verdict.BEHIND
+    no_room: set[str] = field(default_factory=set)
+    others: str = BEHIND
     evictions: tuple[Eviction, ...] = ()
     reservations: tuple[Reservation, ...] = ()
 
@@ -65,7 +70,7 @@ def decide_in_line(
     """
     if profile.preemption is Preemption.REPACK:
         found, room = repack(snapshot, profile, seed, now)
-        line = _Line(found.ordered, room, found.placed, others=Verdict.OUTRANKED)
+        line = _Line(found.ordered, room, found.placed, others=OUTRANKED)
         line.evictions = found.evictions
     else:
         ordered = profile.order.order(tuple(snapshot.waiting.values()), now)
@@ -84,7 +89,6 @@ def _plan(
         placement_of(table, gang, loads, worth, how)
         for gang, loads in line.placed[: effort.placements_max]
     )
-    placed = {placement.job_id for placement in placements}
     cost = math.fsum(eviction.cost for eviction in line.evictions)
     value = math.fsum(placement.value for placement in placements) - cost
     leaving = [snapshot.live[eviction.attempt_id] for eviction in line.evictions]
@@ -93,15 +97,36 @@ def _plan(
         placements=placements,
         evictions=line.evictions,
         reservations=line.reservations,
-        waiting=reasons_of(snapshot, line.room, placed, line.verdicts, line.others, now),
+        waiting=explain(
+            snapshot,
+            placements,
+            now,
+            lambda class_key: None if class_key in line.no_room else line.others,
+        ),
         value=value,
-        bound=max(value, bound_of(snapshot, line.ordered, leaving)),
+        bound=max(value, _bound(snapshot, line.ordered, leaving)),
         solver=SolverReport(
             how if placements else "empty",
             value,
             skipped=max(0, len(line.ordered) - effort.order_max),
             deferred=len(deferred),
         ),
+    )
+
+
+def _bound(
+    snapshot: Snapshot, ordered: Sequence[OrderedJob], leaving: Sequence[LiveAttempt]
+) -> float:
+    """No plan is worth more; the place of who is leaving comes for nothing."""
+    needs: dict[str, Amounts] = {}
+    alike: Counter[tuple[str, float]] = Counter()
+    for entry in ordered:
+        needs.setdefault(entry.job.class_key, needs_of(entry.job.shape))
+        alike[entry.job.class_key, entry.value] += 1
+    return resource_bound(
+        snapshot.columns.free,
+        [(value, jobs, needs[class_key]) for (class_key, value), jobs in alike.items()],
+        [(0.0, held_by(attempt.tasks)) for attempt in leaving],
     )
 
 
@@ -117,21 +142,21 @@ def _walk(
     looked_at = line.ordered[: effort.order_max]
     for place, entry in enumerate(looked_at):
         class_key = entry.job.class_key
-        if class_key in line.verdicts:
+        if class_key in line.no_room:
             continue
         gang = gang_of(entry)
         loads = line.room.place(gang)
         if loads is not None:
             line.placed.append((gang, loads))
             continue
-        line.verdicts[class_key] = Verdict.NO_ROOM
+        line.no_room.add(class_key)
         if profile.admission is Admission.SKIP:
             continue
         if profile.admission is Admission.EASY:
             shadow = shadow_of(snapshot, profile.score, seed, line.placed, gang, now)
             line.reservations = shadow.reservation
             if shadow.room is not None:  # else nobody can tell what would delay the head
-                line.others = Verdict.RESERVED
+                line.others = RESERVED
                 _backfill(line, looked_at[place + 1 :], shadow, now)
         return
 
@@ -145,13 +170,13 @@ def _backfill(line: _Line, rest: Sequence[OrderedJob], shadow: Shadow, now: UtcS
     barred: set[str] = set()
     for entry in rest:
         class_key, runtime_s = entry.job.class_key, entry.job.runtime_s
-        if class_key in line.verdicts:
+        if class_key in line.no_room:
             continue
         if runtime_s is not None and now + runtime_s <= shadow.at:
             gang = gang_of(entry)
             loads = line.room.place(gang)
             if loads is None:
-                line.verdicts[class_key] = Verdict.NO_ROOM
+                line.no_room.add(class_key)
         elif class_key in barred:
             continue
         else:

@@ -12,7 +12,7 @@ together for a gang that needs them in one place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,14 +21,11 @@ from scheduler.allocation.evictions import Victim
 from scheduler.allocation.gangs import Gang, gang_of
 from scheduler.allocation.greedy import by_density
 from scheduler.allocation.optimise import Packed, Task, grown_worth
+from scheduler.allocation.resource_bound import Amounts, held_by, needs_of, resource_bound
 from scheduler.allocation.room import Loads, Room
 from scheduler.model.job import JobShape
-from scheduler.model.plan import TaskPlacement
 from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import WHOLE_GPU_MILLI, UtcSeconds
-
-Amounts = tuple[int, int, int]
-"""GPU thousandths, milli-CPU, MiB."""
 
 _DIMENSIONS = range(3)
 _WORTH_IT = 1.0 + 1e-9
@@ -162,19 +159,10 @@ def _offers(room: Room, task: Task) -> dict[int, list[_Offer]]:
             if room.table.open[row]:
                 node_id = room.table.nodes[row].id
                 here = [each for each in victim.attempt.tasks if each.node_id == node_id]
-                found.setdefault(row, []).append(_Offer(number, _held(here), victim.cost))
+                found.setdefault(row, []).append(_Offer(number, held_by(here), victim.cost))
     for offers in found.values():
         offers.sort(key=lambda offer: (offer.cost / max(1, offer.frees[0]), offer.victim))
     return found
-
-
-def _held(tasks: Iterable[TaskPlacement]) -> Amounts:
-    milli = cpu = memory = 0
-    for task in tasks:
-        milli += len(task.gpu_ids) * task.gpu_milli
-        cpu += task.cpu_milli
-        memory += task.memory_mib
-    return milli, cpu, memory
 
 
 def _cheapest(room: Room, gang: Gang, offers: dict[int, list[_Offer]]) -> _Clearing | None:
@@ -236,49 +224,15 @@ def _short(room: Room, gang: Gang, row: int, workers: int) -> list[int]:
 def swap_bound(task: Task) -> float:
     """No plan is worth more, whoever is evicted for it.
 
-    For each resource alone, summed over all nodes: the densest gangs first, in part where need be,
-    from what is free and then from the cheapest victims. The scarcest resource counts. Whoever
-    moves holds as much as before, so moves win nothing here.
+    Running jobs are for sale at their costs. Whoever moves holds as much as before, so moves win
+    nothing here.
 
     Cost: O(n log n) for n gangs and victims.
     """
-    free = task.snapshot.columns.free
-    have = (int(free.milli.sum()), int(free.cpu.sum()), int(free.memory.sum()))
-    gangs = [(gang.value * grown_worth(gang), _need(gang)) for gang in task.gangs if gang.value > 0]
-    held = [(victim.cost, _held(victim.attempt.tasks)) for victim in task.victims]
-    return min(
-        math.fsum(value for value, _ in gangs),
-        *(_bought(gangs, held, dimension, have[dimension]) for dimension in _DIMENSIONS),
-    )
-
-
-def _need(gang: Gang) -> Amounts:
-    total = gang.shape.total
-    return gang.shape.gpu_milli_total, total.cpu_milli, total.memory_mib
-
-
-def _bought(
-    gangs: Sequence[tuple[float, Amounts]],
-    held: Sequence[tuple[float, Amounts]],
-    of: int,
-    amount: int,
-) -> float:
-    """The most that gangs can be worth beyond the price of what they need of resource `of`."""
-    worth = math.fsum(value for value, need in gangs if not need[of])
-    wanted = sorted(((v / need[of], need[of]) for v, need in gangs if need[of]), reverse=True)
-    prices = sorted((cost / frees[of], frees[of]) for cost, frees in held if frees[of])
-    supply = [(0.0, amount), *prices]
-    at, left = 0, float(supply[0][1])
-    for density, need in wanted:
-        missing = float(need)
-        while missing > 0 and at < len(supply):
-            if supply[at][0] >= density:
-                return worth
-            part = min(missing, left)
-            worth += part * (density - supply[at][0])
-            missing -= part
-            left -= part
-            if left <= 0:
-                at += 1
-                left = float(supply[at][1]) if at < len(supply) else 0.0
-    return worth
+    wanted = [
+        (gang.value * grown_worth(gang), 1, needs_of(gang.shape))
+        for gang in task.gangs
+        if gang.value > 0
+    ]
+    sellers = [(victim.cost, held_by(victim.attempt.tasks)) for victim in task.victims]
+    return resource_bound(task.snapshot.columns.free, wanted, sellers)

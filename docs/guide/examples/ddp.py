@@ -114,4 +114,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    # Without the interpreter's own farewell: gloo's threads may still be letting go of the last
+    # collective's tensors, and torch aborts when that meets an interpreter that is being torn down
+    # (https://github.com/pytorch/pytorch/issues/190489).
+    os._exit(status)

@@ -1,4 +1,4 @@
-"""First start: the daemon's own identity, and the administrator's token."""
+"""Before the first cycle: the daemon's own identity, the administrator's token, its policy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 import secrets
 from pathlib import Path
 
+from policies.registry import profile_named
 from scheduler.clock import Clock
+from scheduler.errors import ConfigurationError
 from scheduler.ids import IdSource
 from scheduler.model.access import Actor, Role
+from scheduler.model.ports import Profile, Sees
 from scheduler.model.quantity import DEFAULT_TENANT, SYSTEM_TENANT, PrincipalId
 from scheduler.service import authenticate, create_token
+from scheduler.settings import QueueSettings
 from scheduler.store.database import Database
 from scheduler.tokens import digest, new_token
 
@@ -36,6 +40,31 @@ def daemon_identity(data_dir: Path) -> str:
     if not path.exists():
         _write_private(path, f"{os.uname().nodename}-{secrets.token_hex(8)}")
     return path.read_text().strip()
+
+
+def live_profile(queue: QueueSettings) -> Profile:
+    """The policy that a daemon decides by.
+
+    Raises:
+        ConfigurationError: there is none of that name, or it goes by what only a simulation knows:
+            a live cluster has no run times, so all its jobs would look alike to it.
+    """
+    setting = "HAVERSACK_QUEUE__POLICY"
+    try:
+        profile = profile_named(queue.policy)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{setting}: {error}", hint=f"set {setting} to one of them, or unset it"
+        ) from error
+    if profile.sees is Sees.DURATIONS:
+        raise ConfigurationError(
+            f"{setting} is {profile.name}, which goes by run times that nobody knows beforehand",
+            hint=(
+                f"unset {setting}, or choose a policy whose name does not end in -oracle;"
+                f" try {profile.name} on recorded work with: haversack simulate"
+            ),
+        )
+    return profile
 
 
 def ensure_admin_token(database: Database, data_dir: Path, clock: Clock, ids: IdSource) -> Path:

@@ -17,6 +17,8 @@ from scheduler.model.ports import (
     DecideResult,
     DecisionMeta,
     Effort,
+    Preemption,
+    Profile,
     Solver,
 )
 from scheduler.model.quantity import AttemptId, DecisionId, JobId, UtcSeconds
@@ -35,9 +37,11 @@ WANT_OF_ROOM = frozenset(
         ReasonCode.FRAGMENTED,
         ReasonCode.WAITING_GANG,
         ReasonCode.WAITING_TOPOLOGY,
+        ReasonCode.WAITING_QUOTA,
+        ReasonCode.RESERVED_HEADROOM,
     }
 )
-"""Reasons that only more room can lift, whoever else of the class waits."""
+"""Reasons that only more room can lift, or other terms, whoever else of the class waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +50,14 @@ class CycleContext:
 
     Attributes:
         store: what is read and written, under the leader epoch this process holds.
+        profile: the policy; the solver is asked for it by name.
         hard_limit_s: wall time after which the solver process is killed.
         rejected_plans: folder where plans that failed verification are kept for replay.
     """
 
     store: CycleStore
     solver: Solver
-    policy: str
+    profile: Profile
     effort: Effort
     seed: int
     hard_limit_s: float
@@ -105,7 +110,8 @@ class CycleState:
     Attributes:
         snapshot: the view it decided on.
         stuck: classes of jobs that found no place then. Until capacity appears, one more job of
-            such a class finds none either, so its arrival alone needs no decision.
+            such a class finds none either, so its arrival alone needs no decision. None where
+            running jobs may be stopped: there a newcomer may be worth somebody's place.
         decided_at: the instant of the last decision: whose backoff ended since then was not
             looked at yet.
     """
@@ -163,9 +169,9 @@ async def run_cycle(
         return state, replace(report, failed=True, rejected=violations)
 
     # 4. Commit: the transaction decides, part by part.
-    meta = DecisionMeta(policy=context.policy, duration_ms=decide_s * 1000)
+    meta = DecisionMeta(policy=context.profile.name, duration_ms=decide_s * 1000)
     committed = await context.store.commit(plan, meta, context.clock.now())
-    return CycleState(snapshot, _stuck(plan, committed), now), replace(
+    return CycleState(snapshot, _stuck(context.profile, plan, committed), now), replace(
         _outlook(snapshot, now, now),
         decided=True,
         killed=result.killed,
@@ -188,7 +194,7 @@ async def _decide(
     return await context.solver.decide(
         delta,
         lambda: as_full_delta(snapshot),
-        policy=context.policy,
+        policy=context.profile.name,
         effort=context.effort,
         now=now,
         seed=context.seed,
@@ -209,8 +215,15 @@ def as_full_delta(snapshot: Snapshot) -> SnapshotDelta:
 
 
 def _no_more_room(delta: SnapshotDelta) -> bool:
-    """Whether capacity can only have shrunk: our own placements leave less room, never more."""
-    return delta.base_revision > 0 and not (delta.nodes or delta.nodes_gone or delta.live_gone)
+    """Whether room can only have shrunk: our own placements leave less of it, never more.
+
+    Other terms may lift a quota or give headroom back.
+    """
+    return (
+        delta.base_revision > 0
+        and delta.terms is None
+        and not (delta.nodes or delta.nodes_gone or delta.live_gone)
+    )
 
 
 def _could_matter(
@@ -225,8 +238,10 @@ def _could_matter(
     )
 
 
-def _stuck(plan: Plan, committed: CommitReport) -> frozenset[str]:
+def _stuck(profile: Profile, plan: Plan, committed: CommitReport) -> frozenset[str]:
     """Classes that the plan looked at and could not place for want of room."""
+    if profile.preemption is not Preemption.NONE:
+        return frozenset()
     if committed.refused or plan.solver.skipped or plan.solver.deferred:
         return frozenset()
     return frozenset(

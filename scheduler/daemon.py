@@ -21,9 +21,8 @@ import uvicorn
 from typing_extensions import override
 
 from api.app import Application, create_app
-from policies.registry import profile_named
 from scheduler import import_guard
-from scheduler.bootstrap import daemon_identity, ensure_admin_token
+from scheduler.bootstrap import daemon_identity, ensure_admin_token, live_profile
 from scheduler.cli.exits import ExitCode
 from scheduler.clock import SystemClock, since_boot_s
 from scheduler.conductor import Conductor, Pace
@@ -179,12 +178,14 @@ class Daemon:
 
         Raises:
             AlreadyRunningError: another daemon owns the data directory or leads the database.
-            ConfigurationError: unsafe address, port in use, or a foreign package in our name.
+            ConfigurationError: unsafe address, port in use, a policy that cannot be live, or a
+                foreign package in our name.
             StorageError: the store cannot be opened or written.
         """
         import_guard.check()
         check_binding(settings.api)
         self._settings = settings
+        self._profile = live_profile(settings.queue)
         self._inventory = inventory
         self._clock = SystemClock()
         self._ids = SystemIds(self._clock)
@@ -289,10 +290,14 @@ class Daemon:
         conductor = Conductor(
             CycleContext(
                 store=DatabaseCycleStore(
-                    self.database, self.epoch, self._ids, settings.placement.terms
+                    self.database,
+                    self.epoch,
+                    self._ids,
+                    settings.placement.terms,
+                    self._profile.sees,
                 ),
                 solver=solver,
-                policy=profile_named(settings.queue.policy).name,
+                profile=self._profile,
                 effort=settings.cycle.effort,
                 seed=settings.cycle.seed,
                 hard_limit_s=settings.cycle.hard_limit_s,

@@ -8,24 +8,17 @@ funnel; the reasons start at the first filter that leaves too little.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
 
 from scheduler.allocation.limits import Quotas, Reserves
-from scheduler.model.columns import Floats, Free, Ints, NodeTable
-from scheduler.model.counting import (
-    counts,
-    emptied,
-    in_domains,
-    in_pool,
-    model_codes,
-    offering,
-)
+from scheduler.allocation.reach import Reach, Reaches, View, fits_when_empty
+from scheduler.model.columns import Ints
 from scheduler.model.feasible import never_fits
-from scheduler.model.job import JobShape, Topology, WaitingJob, Worker
+from scheduler.model.job import JobShape, WaitingJob
 from scheduler.model.plan import (
     FunnelStep,
     Placement,
@@ -37,8 +30,6 @@ from scheduler.model.plan import (
 from scheduler.model.quantity import WHOLE_GPU_MILLI, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
-_SHAPES_KEPT = 4_096
-"""Shapes whose verdict on the empty cluster is remembered."""
 _LABELS = {"gpus": "GPUs", "cpu_milli": "m CPU", "memory_mib": "MiB memory"}
 
 
@@ -56,50 +47,92 @@ def explain(
     now: UtcSeconds,
     held_back: Callable[[str], str | None] | None = None,
 ) -> tuple[Waiting, ...]:
-    """Reason records for every class with a job that the plan leaves waiting, by class key.
+    """The records for the only plan of a snapshot; see `Explainer.explain`."""
+    return Explainer(snapshot).explain(placements, now, held_back)
 
-    The numbers are those after the plan, so that they stay true until capacity changes: what is
-    placed is taken, and who is evicted holds its place until it is gone. A class that would have
-    fitted before the plan is told that it was outbid.
 
-    Args:
-        snapshot: what was decided on.
-        placements: what the plan starts.
-        now: the cycle's instant.
-        held_back: tells of a class that the line holds back, whatever room there is, why; None for
-            a class that lacks room.
+class Explainer:
+    """Explains one plan after the other for one snapshot: what they share is worked out once."""
 
-    Returns:
-        one record per class; each has a reason. O(waiting jobs + shapes * nodes), in numpy.
-    """
-    placed = frozenset(placement.job_id for placement in placements)
-    left: dict[str, list[WaitingJob]] = {}
-    for job in snapshot.waiting.values():
-        if job.id not in placed:
-            left.setdefault(job.class_key, []).append(job)
-    if not left:
-        return ()
-    before = snapshot.columns
-    earlier = later = _Reaches(before.free)
-    if placements:
-        started = chain.from_iterable(placement.tasks for placement in placements)
-        later = _Reaches(before.changed((), started).free)
-    limits = _Limits(snapshot, placements)
-    verdicts: dict[JobShape, tuple[Verdict, bool]] = {}
-    records = []
-    for class_key, jobs in sorted(left.items()):
-        shape = jobs[0].shape
-        why = None if held_back is None else held_back(class_key)
-        if why is not None:
-            reasons = _backoff(jobs, now) or (_behind(why, jobs[0]),)
-            records.append(Waiting(class_key, reasons))
-            continue
-        if shape not in verdicts:
-            verdict = _judge(later.view(shape), snapshot)
-            outbid = later is not earlier and verdict.reasons and earlier.view(shape).starts()
-            verdicts[shape] = verdict, bool(outbid)
-        records.append(_record(class_key, jobs, *verdicts[shape], limits, later, now))
-    return tuple(records)
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._began: dict[JobShape, bool] = {}
+
+    @cached_property
+    def _before(self) -> Reaches:
+        """What is free before any plan."""
+        return Reaches(self._snapshot.columns.free)
+
+    def explain(
+        self,
+        placements: Sequence[Placement],
+        now: UtcSeconds,
+        held_back: Callable[[str], str | None] | None = None,
+    ) -> tuple[Waiting, ...]:
+        """Reason records for every class with a job that the plan leaves waiting, by class key.
+
+        The numbers are those after the plan, so that they stay true until capacity changes: what is
+        placed is taken, and who is evicted holds its place until it is gone. A class that would
+        have fitted before the plan is told that it was outbid.
+
+        Args:
+            placements: what the plan starts.
+            now: the cycle's instant.
+            held_back: tells of a class that the line holds back, whatever room there is, why; None
+                for a class that lacks room.
+
+        Returns:
+            one record per class; each has a reason. O(waiting jobs + shapes * nodes with something
+            free), in numpy.
+        """
+        placed = frozenset(placement.job_id for placement in placements)
+        left: dict[str, list[WaitingJob]] = {}
+        for job in self._snapshot.waiting.values():
+            if job.id not in placed:
+                left.setdefault(job.class_key, []).append(job)
+        if not left:
+            return ()
+        later = self._before
+        if placements:
+            started = chain.from_iterable(placement.tasks for placement in placements)
+            later = Reaches(self._snapshot.columns.changed((), started).free)
+        limits = _Limits(self._snapshot, placements)
+        found: dict[JobShape, _Found] = {}
+        records = []
+        for class_key, jobs in sorted(left.items()):
+            shape = jobs[0].shape
+            why = None if held_back is None else held_back(class_key)
+            if why is not None:
+                reasons = _backoff(jobs, now) or (_behind(why, jobs[0]),)
+                records.append(Waiting(class_key, reasons))
+                continue
+            known = found.get(shape)
+            if known is None:
+                known = found[shape] = self._found(shape, later)
+            records.append(_record(class_key, jobs, known, limits, now))
+        return tuple(records)
+
+    def _found(self, shape: JobShape, later: Reaches) -> _Found:
+        view = later.view(shape)
+        verdict = _judge(view, self._snapshot)
+        outbid = later is not self._before and bool(verdict.reasons) and self._starts(shape)
+        return _Found(view, verdict, outbid)
+
+    def _starts(self, shape: JobShape) -> bool:
+        """Whether the shape could have started before any plan."""
+        starts = self._began.get(shape)
+        if starts is None:
+            starts = self._began[shape] = self._before.view(shape).starts()
+        return starts
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is known of a shape after a plan; `outbid` when it would have fitted before."""
+
+    view: View
+    verdict: Verdict
+    outbid: bool
 
 
 class _Limits:
@@ -109,7 +142,7 @@ class _Limits:
         self._quotas = Quotas(snapshot)
         self._reserves = Reserves(snapshot)
         self._spare: Ints | None = None
-        self._beside: dict[JobShape, int] = {}
+        self._caps: dict[tuple[int, int], Ints] = {}
         if not self._quotas:
             return
         for placement in placements:
@@ -117,7 +150,7 @@ class _Limits:
             if job is not None:
                 self._quotas.take(job.tenant, sum(_milli_of(placement.tasks)))
 
-    def reasons(self, job: WaitingJob, reaches: _Reaches, *, fits: bool) -> Iterator[Reason]:
+    def reasons(self, job: WaitingJob, view: View, *, fits: bool) -> Iterator[Reason]:
         """Which of them keeps `job` waiting; headroom only matters where it would fit."""
         need = job.shape.gpu_milli_total
         if not self._quotas.admits(job.tenant, need):
@@ -133,9 +166,7 @@ class _Limits:
             )
         if not fits or not self._reserves or not need:
             return
-        if job.shape not in self._beside:
-            self._beside[job.shape] = self._tasks_beside_headroom(reaches.view(job.shape))
-        tasks = self._beside[job.shape]
+        tasks = self._tasks_beside_headroom(view)
         if tasks < job.shape.tasks:
             yield Reason(
                 ReasonCode.RESERVED_HEADROOM,
@@ -144,12 +175,14 @@ class _Limits:
                 *_in_tasks(job.shape, job.shape.tasks, tasks, tasks),
             )
 
-    def _tasks_beside_headroom(self, view: _View) -> int:
-        reach = view.reach
-        if self._spare is None:
-            self._spare = self._reserves.spare(reach.free)
-        spare = self._spare[list(reach.codes)][:, reach.rows]
-        cap = (spare // max(1, view.worker.needs.gpus)).sum(axis=0)
+    def _tasks_beside_headroom(self, view: View) -> int:
+        reach, each = view.reach, max(1, view.worker.needs.gpus)
+        cap = self._caps.get((id(reach), each))  # reaches live as long as what they are asked for
+        if cap is None:
+            if self._spare is None:
+                self._spare = self._reserves.spare(reach.free)
+            spare = self._spare[list(reach.codes)][:, reach.some]
+            cap = self._caps[id(reach), each] = (spare // each).sum(axis=0)
         return int(np.minimum(view.tasks, cap).sum())
 
 
@@ -160,21 +193,19 @@ def _milli_of(tasks: Sequence[TaskPlacement]) -> Iterator[int]:
 def _record(
     class_key: str,
     jobs: Sequence[WaitingJob],
-    verdict: Verdict,
-    outbid: bool,  # noqa: FBT001 - private, one caller
+    found: _Found,
     limits: _Limits,
-    reaches: _Reaches,
     now: UtcSeconds,
 ) -> Waiting:
-    reasons = list(verdict.reasons)
-    reasons += limits.reasons(jobs[0], reaches, fits=not reasons)
+    reasons = list(found.verdict.reasons)
+    reasons += limits.reasons(jobs[0], found.view, fits=not reasons)
     if backoff := _backoff(jobs, now):
         reasons = [*backoff, *reasons]
     elif not reasons:
         reasons.append(_behind("it fits, but is beyond the part of the queue looked at", jobs[0]))
-    elif outbid:
+    elif found.outbid:
         reasons.append(_behind("it would have fitted, but jobs worth more took the place", jobs[0]))
-    return Waiting(class_key, tuple(reasons), verdict.funnel)
+    return Waiting(class_key, tuple(reasons), found.verdict.funnel)
 
 
 def _backoff(jobs: Sequence[WaitingJob], now: UtcSeconds) -> tuple[Reason, ...]:
@@ -196,139 +227,7 @@ def _measure(shape: JobShape) -> str:
     return "gpus" if shape.gpu_milli_total else "cpu_milli"
 
 
-class _Reach:
-    """The nodes that shapes of one pool and GPU models may use, and what is free on them.
-
-    Attributes:
-        codes: model codes that they accept.
-        in_pool, offering: how many nodes are of the pool, and of those have such GPUs.
-        rows: of those the ones that take new work; all of them with `closed_too`.
-    """
-
-    def __init__(self, worker: Worker, free: Free, *, closed_too: bool = False) -> None:
-        self.free = free
-        self.codes = model_codes(free.table, worker)
-        inside = in_pool(free.table, worker)
-        offers = inside & offering(free.table, worker, self.codes)
-        self.in_pool, self.offering = int(inside.sum()), int(offers.sum())
-        self.rows = np.flatnonzero(offers if closed_too else offers & free.table.open)
-        self._named = bool(worker.gpu_models)
-        self._amounts: dict[str, tuple[float, float]] = {}
-
-    def amount(self, dimension: str) -> tuple[float, float]:
-        """What is free of a dimension: in all, and the most on one node.
-
-        Of GPUs those that are accepted; `shares` counts parts of GPUs too, in GPUs, and the most of
-        one GPU.
-        """
-        if dimension not in self._amounts:
-            on_node, largest = self._free_of(dimension)
-            self._amounts[dimension] = float(on_node.sum()), float(largest.max(initial=0))
-        return self._amounts[dimension]
-
-    def _free_of(self, dimension: str) -> tuple[Floats, Floats]:
-        free, rows = self.free, self.rows
-        if dimension == "shares":
-            gpu = free.gpu[rows] / WHOLE_GPU_MILLI
-            if self._named and free.table.mixed:
-                gpu = np.where(np.isin(free.table.gpu_model[rows], self.codes), gpu, 0.0)
-            return gpu, gpu
-        if dimension == "gpus":
-            found = free.whole[list(self.codes)][:, rows].sum(axis=0)
-        else:
-            found = free.cpu[rows] if dimension == "cpu_milli" else free.memory[rows]
-        return found, found
-
-
-class _View:
-    """What of a reach one shape can use, task by task.
-
-    Attributes:
-        worker: one task.
-        tasks: (rows,) tasks that fit each node.
-    """
-
-    def __init__(self, shape: JobShape, reach: _Reach) -> None:
-        self.shape, self.reach = shape, reach
-        self.worker = _task_of(shape)
-        self.tasks = counts(reach.free, self.worker, reach.codes, reach.rows)
-
-    def starts(self) -> bool:
-        """Whether the gang could start here, alone."""
-        return int(self.tasks.sum()) >= self.shape.tasks and not self.too_far()
-
-    def too_far(self) -> tuple[str, Ints] | None:
-        """What the gang must share, and the tasks that fit each such place, when none holds all."""
-        found = self._places()
-        return found if found is not None and found[1].max(initial=0) < self.shape.tasks else None
-
-    def _places(self) -> tuple[str, Ints] | None:
-        shape, free, codes, rows = self.shape, self.reach.free, self.reach.codes, self.reach.rows
-        if shape.topology is Topology.SAME_RACK:
-            room = np.bincount(free.table.rack[rows], weights=self.tasks, minlength=1)
-            return "rack", room.astype(np.int64)
-        if shape.topology is Topology.SAME_NVLINK and self.worker.milli:
-            inside = in_domains(free, self.worker, codes, rows)
-            others = replace(self.worker, needs=replace(self.worker.needs, gpus=0), gpu_milli=0)
-            most = counts(free, others, codes, rows)
-            return "NVLink domain", np.minimum(inside, most[:, None]).reshape(-1)
-        if shape.topology.one_node:
-            if not self.worker.needs.gpus or not free.table.mixed:
-                return "node", self.tasks
-            names = free.table.models
-            narrow = [(code, replace(self.worker, gpu_models=(names[code],))) for code in codes]
-            return "node", np.concatenate(
-                [counts(free, worker, (code,), rows) for code, worker in narrow]
-            )
-        return None
-
-
-class _Reaches:
-    """Reaches into one state of the cluster, each worked out once."""
-
-    def __init__(self, free: Free) -> None:
-        self.free = free
-        self._known: dict[object, _Reach] = {}
-
-    def view(self, shape: JobShape) -> _View:
-        """What `shape` can use."""
-        worker = _task_of(shape)
-        key = (worker.pool, worker.gpu_models, worker.milli > 0)
-        if key not in self._known:
-            self._known[key] = _Reach(worker, self.free)
-        return _View(shape, self._known[key])
-
-
-def _fits_when_empty(table: NodeTable, shape: JobShape) -> bool:
-    """Whether the shape could start if nothing ran and all nodes and GPUs were well."""
-    known = _empty_verdicts(table)
-    fits = known.get(shape)
-    if fits is None:
-        if len(known) >= _SHAPES_KEPT:
-            known.clear()
-        reach = _Reach(_task_of(shape), emptied(table), closed_too=True)
-        fits = known[shape] = _View(shape, reach).starts()
-    return fits
-
-
-@lru_cache(maxsize=2)
-def _empty_verdicts(table: NodeTable) -> dict[JobShape, bool]:
-    """What is known of `table`. Few tables: every cordon makes a new one, and each is large."""
-    del table  # the key
-    return {}
-
-
-def _task_of(shape: JobShape) -> Worker:
-    """One task as a worker of its own."""
-    return Worker(
-        shape.per_task,
-        shape.gpu_milli,
-        shape.gpu_models if shape.per_task.gpus or shape.gpu_milli else (),
-        shape.pool,
-    )
-
-
-def _judge(view: _View, snapshot: Snapshot) -> Verdict:
+def _judge(view: View, snapshot: Snapshot) -> Verdict:
     """Why a shape cannot start on what is free, as if it were alone."""
     shape, reach = view.shape, view.reach
     funnel = (
@@ -340,7 +239,7 @@ def _judge(view: _View, snapshot: Snapshot) -> Verdict:
     )
     if view.starts():
         return Verdict((), funnel)
-    if not _fits_when_empty(reach.free.table, shape):
+    if not fits_when_empty(reach.free.table, shape):
         impossible = never_fits(shape, tuple(snapshot.nodes.values()))
         if impossible is not None:
             return Verdict((impossible,), funnel)
@@ -349,7 +248,7 @@ def _judge(view: _View, snapshot: Snapshot) -> Verdict:
     return Verdict(tuple(_shortages(view)), funnel)
 
 
-def _no_usable_node(reach: _Reach, shape: JobShape) -> Reason:
+def _no_usable_node(reach: Reach, shape: JobShape) -> Reason:
     if not reach.free.table.nodes:
         message = "the cluster has no nodes yet"
     elif not reach.in_pool:
@@ -361,14 +260,14 @@ def _no_usable_node(reach: _Reach, shape: JobShape) -> Reason:
     return Reason(ReasonCode.BLOCKED_BY_CONFIG, message, "nodes", 1, 0, 0)
 
 
-def _shortages(view: _View) -> Iterator[Reason]:
+def _shortages(view: View) -> Iterator[Reason]:
     """Reasons in the order people can act on them: amounts, then pieces, then closeness."""
     shape = view.shape
     short = [reason for each in _LABELS if (reason := _short(view, each)) is not None]
     if short:
         yield from short
         return
-    tasks = int(view.tasks.sum())
+    tasks = view.total
     if not tasks:
         yield _fragmented(view)
     elif tasks < shape.tasks:
@@ -397,7 +296,7 @@ def _need(shape: JobShape, dimension: str, tasks: int = 1) -> float:
     return amount * tasks
 
 
-def _short(view: _View, dimension: str) -> Reason | None:
+def _short(view: View, dimension: str) -> Reason | None:
     shape = view.shape
     need = _need(shape, dimension, shape.tasks)
     if not need:
@@ -423,7 +322,7 @@ def _of(shape: JobShape, dimension: str) -> str:
     return "shares" if dimension == "gpus" and shape.gpu_milli else dimension
 
 
-def _fragmented(view: _View) -> Reason:
+def _fragmented(view: View) -> Reason:
     """Enough in total, but no node holds even one task."""
     shape = view.shape
     for dimension, label in _LABELS.items():

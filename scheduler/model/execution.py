@@ -18,6 +18,8 @@ class LaunchTask:
         gpu_ids: NVML UUIDs, or simulated ids when `simulated`.
         simulated: the task gets no real GPU (CUDA_VISIBLE_DEVICES is empty).
         cpu_milli: thousandths of a core granted to it; 0 when not told.
+        member: what waits outside to be this task, `namespace/name/uid` of a pod that somebody
+            else made; "" when the executor makes it.
     """
 
     task_index: int
@@ -26,6 +28,7 @@ class LaunchTask:
     gpu_ids: tuple[GpuId, ...]
     simulated: bool
     cpu_milli: int = 0
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -170,6 +170,14 @@ class Snapshot:
         after = Snapshot(delta.revision, nodes, live, waiting, delta.terms or base.terms)
         _carry_on(base, delta, after)
         return after
+
+    def caught_up(self, delta: SnapshotDelta, full: Callable[[], SnapshotDelta]) -> Snapshot:
+        """The view after `delta`, or after `full()` where this view missed what came before it.
+
+        So a solver that was replaced, or not fed for a while, is up to date with its next message.
+        """
+        follows = delta.base_revision in (0, self.revision)
+        return self.apply(delta if follows else full())
 
 
 def _changed(

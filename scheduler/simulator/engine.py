@@ -138,7 +138,7 @@ class _Simulation:
         self._context = CycleContext(
             store=self._ledger,
             solver=self._solver,
-            policy=profile.name,
+            profile=profile,
             effort=_effort(workload, options),
             seed=options.seed,
             hard_limit_s=float("inf"),

@@ -35,8 +35,7 @@ class InlineSolver:
 
     async def feed(self, delta: SnapshotDelta, full: Callable[[], SnapshotDelta]) -> None:
         """Bring the own snapshot up to date."""
-        fits = delta.base_revision in (0, self._snapshot.revision)
-        self._snapshot = self._snapshot.apply(delta if fits else full())
+        self._snapshot = self._snapshot.caught_up(delta, full)
 
     async def decide(
         self,

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-from sqlalchemy import BigInteger, Row, bindparam, or_, select
+from sqlalchemy import BigInteger, Row, bindparam, case, func, or_, select
 
+from scheduler.errors import InvalidRequestError
+from scheduler.jobspec import parse_job_json
 from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.lifecycle import JobState
 from scheduler.model.node import Gpu, Health, Node, PriceClass
+from scheduler.model.ports import Sees
 from scheduler.model.quantity import (
     AttemptId,
     GpuId,
@@ -39,6 +42,15 @@ _CHANGED_NODES = select(nodes).where(
     )
 )
 _ALL_NODES = select(nodes).where(nodes.c.present.is_(True))
+_EARLIER = attempts.alias("earlier")
+_RAN_S = (
+    select(func.sum(_EARLIER.c.ended_at - _EARLIER.c.started_at))
+    .where(_EARLIER.c.job_id == jobs.c.id, _EARLIER.c.live.is_(False))
+    .correlate(jobs)
+    .scalar_subquery()
+)
+# Asked for by job, through its index, and only of the few that had an attempt before.
+_ATTAINED_S = case((jobs.c.attempts > 0, func.coalesce(_RAN_S, 0.0)), else_=0.0)
 _WAITING_COLUMNS = (
     jobs.c.id,
     jobs.c.tenant_id,
@@ -59,6 +71,7 @@ _WAITING_COLUMNS = (
     jobs.c.preemptible,
     jobs.c.attempts,
     jobs.c.class_key,
+    _ATTAINED_S.label("attained_s"),
 )
 _ALL_WAITING = select(*_WAITING_COLUMNS).where(
     jobs.c.state == JobState.PENDING.value, jobs.c.desired == "run"
@@ -91,13 +104,21 @@ _HEALTH = {health.value: health for health in Health}
 _SHAPES_KEPT = 16_384
 
 
-def load_delta(tx: Transaction, base_revision: int) -> SnapshotDelta:
+def load_delta(
+    tx: Transaction, base_revision: int, sees: Sees = Sees.NOTHING
+) -> SnapshotDelta:
     """What changed after `base_revision`; 0 loads everything there is now.
 
     A node shows only GPUs that are present; a node that is gone leaves, while what runs on it
     stays among the live attempts until it is proved dead.
 
-    Cost: six statements; O(what changed), through indexes on `revision`.
+    Args:
+        tx: reads of one instant.
+        base_revision: what the reader knows.
+        sees: whether it goes by the limits of run time that job files declare.
+
+    Cost: six statements; O(what changed), through indexes on `revision`. With limits every job's
+    document is read too, tens of microseconds each.
     """
     revision = tx.head_revision
     if revision == base_revision:
@@ -106,12 +127,17 @@ def load_delta(tx: Transaction, base_revision: int) -> SnapshotDelta:
     base = {"base": base_revision}
     run = tx.connection.execute
     node_rows = run(_ALL_NODES).all() if everything else run(_CHANGED_NODES, base).all()
-    attempt_rows = run(_ALL_LIVE).all() if everything else run(_CHANGED_ATTEMPTS, base).all()
-    job_rows = run(_ALL_WAITING).all() if everything else run(_CHANGED_JOBS, base).all()
+    of_attempts = _ALL_LIVE if everything else _CHANGED_ATTEMPTS
+    of_jobs = _ALL_WAITING if everything else _CHANGED_JOBS
+    if sees is Sees.LIMITS:
+        of_attempts = of_attempts.add_columns(jobs.c.document)
+        of_jobs = of_jobs.add_columns(jobs.c.document)
+    attempt_rows = run(of_attempts, {} if everything else base).all()
+    job_rows = run(of_jobs, {} if everything else base).all()
     waiting, waiting_gone = [], []
     for row in job_rows:
         if row.state == JobState.PENDING and row.desired == "run":
-            waiting.append(_waiting_job(row))
+            waiting.append(_waiting_job(row, sees))
         else:
             waiting_gone.append(JobId(row.id))
     return SnapshotDelta(
@@ -119,7 +145,7 @@ def load_delta(tx: Transaction, base_revision: int) -> SnapshotDelta:
         revision=revision,
         nodes=load_nodes(tx, [row for row in node_rows if row.present]),
         nodes_gone=tuple(NodeId(row.id) for row in node_rows if not row.present),
-        live=tuple(_live_attempt(row) for row in attempt_rows if row.live),
+        live=tuple(_live_attempt(row, sees) for row in attempt_rows if row.live),
         live_gone=tuple(AttemptId(row.attempt_id) for row in attempt_rows if not row.live),
         waiting=tuple(waiting),
         waiting_gone=tuple(waiting_gone),
@@ -161,8 +187,8 @@ def _node(row: AnyRow, on_it: tuple[Gpu, ...]) -> Node:
     )
 
 
-def _waiting_job(columns: Sequence[Any]) -> WaitingJob:
-    """The job of the values of `_WAITING_COLUMNS`.
+def _waiting_job(row: AnyRow, sees: Sees) -> WaitingJob:
+    """The job of a row that begins with `_WAITING_COLUMNS`.
 
     Taken by position: there are many jobs, and access by name takes as long as all the rest.
     """
@@ -179,7 +205,8 @@ def _waiting_job(columns: Sequence[Any]) -> WaitingJob:
         preemptible,
         made,
         class_key,
-    ) = columns
+        attained_s,
+    ) = row[: len(_WAITING_COLUMNS)]
     return WaitingJob(
         id=JobId(job_id),
         tenant=TenantId(tenant_id),
@@ -191,7 +218,20 @@ def _waiting_job(columns: Sequence[Any]) -> WaitingJob:
         preemptible=preemptible,
         attempts=made,
         class_key=class_key,
+        attained_s=max(0.0, attained_s),  # below 0 where a clock was set back meanwhile
+        runtime_s=_limit_s(row.document) if sees is Sees.LIMITS else None,
     )
+
+
+def _limit_s(document: str) -> float | None:
+    """The run time that a job file allows each attempt, if it says so.
+
+    A document that cannot be read says nothing here: it is quarantined when it is placed.
+    """
+    try:
+        return parse_job_json(document)[0].max_runtime_s
+    except InvalidRequestError:
+        return None
 
 
 @lru_cache(maxsize=_SHAPES_KEPT)
@@ -216,10 +256,10 @@ def _shape(
     )
 
 
-def _live_attempt(row: AnyRow) -> LiveAttempt:
+def _live_attempt(row: AnyRow, sees: Sees) -> LiveAttempt:
     return LiveAttempt(
         id=AttemptId(row.attempt_id),
-        job=_waiting_job(row[: len(_WAITING_COLUMNS)]),
+        job=_waiting_job(row, sees),
         since=UtcSeconds(row.created_at),
         tasks=codec.placement_tasks(row.placement),
         stopping=row.desired != "run" or row.state == JobState.STOPPING,

@@ -13,6 +13,7 @@ from support.clock import ManualClock
 from support.local_solver import LocalSolver
 from support.usecases import ROOT, Office
 
+from policies.registry import profile_named
 from scheduler import rejected_plans, service
 from scheduler.cycle import CycleContext, CycleReport, CycleState, run_cycle
 from scheduler.errors import FencedError
@@ -20,6 +21,7 @@ from scheduler.model.lifecycle import EndCause, JobEvent, JobState
 from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort
 from scheduler.model.quantity import DEFAULT_TENANT, UtcSeconds
+from scheduler.model.terms import Headroom, Quota, Terms
 from scheduler.model.view import JobView
 from scheduler.store import attempts, lease, tables
 from scheduler.store.cycles import DatabaseCycleStore
@@ -32,17 +34,27 @@ NODE = virtual_node("v0")
 class Desk:
     """Runs cycles one after the other, as the conductor does."""
 
-    def __init__(self, database: Database, clock: ManualClock, folder: Path) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: ManualClock,
+        folder: Path,
+        policy: str = "priority-age",
+        terms: Terms | None = None,
+    ) -> None:
         self.office = Office(database, clock)
         self.office.nodes(NODE)
         self.office.epoch = database.write_sync(
             lambda tx: lease.acquire(tx, "test", 1e9, clock.now())
         )
-        self.solver = LocalSolver()
+        profile = profile_named(policy)
+        self.solver = LocalSolver(profile)
         self.context = CycleContext(
-            store=DatabaseCycleStore(database, self.office.epoch, self.office.ids),
+            store=DatabaseCycleStore(
+                database, self.office.epoch, self.office.ids, terms or Terms(), profile.sees
+            ),
             solver=self.solver,
-            policy="priority-age",
+            profile=profile,
             effort=Effort(),
             seed=0,
             hard_limit_s=5.0,

@@ -1,48 +1,34 @@
-"""A Solver without a process: decides in the caller's own, and can be told to misbehave."""
+"""A Solver without a process that can be told to misbehave."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
-from policies.registry import profile_named
 from scheduler.decide import decide
 from scheduler.model.plan import Plan
-from scheduler.model.ports import DecideResult, Effort
+from scheduler.model.ports import Effort, Profile
 from scheduler.model.quantity import UtcSeconds
-from scheduler.model.snapshot import Snapshot, SnapshotDelta
+from scheduler.model.snapshot import Snapshot
+from scheduler.simulator.inline_solver import InlineSolver
 
 
-@dataclass
-class LocalSolver:
+class LocalSolver(InlineSolver):
     """Decides at once.
 
     Attributes:
         spoil: changes the plan before it is answered; None answers no plan at all.
-        asked: decisions asked for so far.
     """
 
-    spoil: Callable[[Plan], Plan | None] = field(default=lambda plan: plan)
-    asked: int = 0
-    _snapshot: Snapshot = field(default_factory=Snapshot)
+    spoil: Callable[[Plan], Plan | None]
 
-    async def feed(self, delta: SnapshotDelta, full: Callable[[], SnapshotDelta]) -> None:
-        fits = delta.base_revision in (0, self._snapshot.revision)
-        self._snapshot = self._snapshot.apply(delta if fits else full())
+    def __init__(self, profile: Profile) -> None:
+        super().__init__(profile, self._spoilt)
+        self.spoil = lambda plan: plan
 
-    async def decide(
-        self,
-        delta: SnapshotDelta,
-        full: Callable[[], SnapshotDelta],
-        *,
-        policy: str,
-        effort: Effort,
-        now: UtcSeconds,
-        seed: int,
-        hard_limit_s: float,
-    ) -> DecideResult:
-        del hard_limit_s
-        self.asked += 1
-        await self.feed(delta, full)
-        plans = list(decide(self._snapshot, profile_named(policy), effort, now, seed))
-        return DecideResult(self.spoil(plans[-1]), killed=False, restarts=0)
+    def _spoilt(
+        self, snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
+    ) -> Iterator[Plan]:
+        *_, plan = decide(snapshot, profile, effort, now, seed)
+        spoilt = self.spoil(plan)
+        if spoilt is not None:
+            yield spoilt

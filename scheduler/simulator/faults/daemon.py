@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from policies.registry import profile_named
 from scheduler.conductor import Conductor, Pace
 from scheduler.cycle import CycleContext, CycleReport
 from scheduler.errors import FencedError, HaversackError
@@ -234,7 +235,7 @@ class SimulatedDaemon:
             CycleContext(
                 store=DatabaseCycleStore(self.store, self.epoch, around.ids),
                 solver=SimulatedSolver(around.chance, self.gate, around.decided),
-                policy="priority-age",
+                profile=profile_named("priority-age"),
                 effort=EFFORT,
                 seed=0,
                 hard_limit_s=HARD_LIMIT_S,

@@ -75,7 +75,7 @@ def second_silence_is_death(right: Wrong) -> Wrong:
 
 def deltas_without_ends(right: Wrong) -> Wrong:
     """Deltas do not say which attempts are over."""
-    return lambda tx, base: replace(right(tx, base), live_gone=())
+    return lambda tx, base, sees: replace(right(tx, base, sees), live_gone=())
 
 
 def places_what_is_left(right: Wrong) -> Wrong:

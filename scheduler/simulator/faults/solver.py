@@ -39,8 +39,7 @@ class SimulatedSolver:
 
     async def feed(self, delta: SnapshotDelta, full: Callable[[], SnapshotDelta]) -> None:
         """Bring the snapshot up to date."""
-        fits = delta.base_revision in (0, self._snapshot.revision)
-        self._snapshot = self._snapshot.apply(delta if fits else full())
+        self._snapshot = self._snapshot.caught_up(delta, full)
 
     async def decide(
         self,

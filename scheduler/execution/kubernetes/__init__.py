@@ -1,0 +1,1 @@
+"""Execution on Kubernetes: reads the cluster, binds gangs of pods, launches jobs as pods."""

@@ -25,7 +25,9 @@ class Pace:
     Attributes:
         batch_window_s: wait after the first wake-up, so that a burst becomes one cycle.
         rest_ratio: rest this multiple of the last cycle's duration, so that deciding never takes
-            more than its share of the process.
+            more than its share of the host. Where the cycle left jobs to the next that have a place
+            already, only the time counts that the daemon itself was busy: its requests keep their
+            share, and a backlog does not wait for the solver twice.
     """
 
     batch_window_s: float
@@ -88,7 +90,8 @@ class Conductor:
             await asyncio.sleep(rest_s)
             return True
         self._failures = 0
-        await asyncio.sleep(self._pace.rest_ratio * report.duration_s)
+        busy_s = report.duration_s - (report.solver_s if report.deferred else 0.0)
+        await asyncio.sleep(self._pace.rest_ratio * busy_s)
         if report.deferred:  # there is more to start: no need to be woken
             self._woken.clear()
             return True

@@ -83,6 +83,7 @@ class CycleReport:
         refused: jobs whose placement the commit refused, with why; they stay PENDING.
         value, bound, standing, gap: of the plan.
         duration_s: wall time from snapshot to commit.
+        solver_s: of it, waiting for the solver.
     """
 
     waiting: int = 0
@@ -101,6 +102,7 @@ class CycleReport:
     standing: float = 0.0
     gap: float = 0.0
     duration_s: float = 0.0
+    solver_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +154,10 @@ async def run_cycle(
         return state, report
 
     # 2. Decide: a pure function of the snapshot, in a process that can be killed.
+    asked_s = context.clock.monotonic_s()
     result = await _decide(context, delta, snapshot, now)
     failpoints.hit("cycle-decided")
-    decide_s = context.clock.monotonic_s() - started_s
+    decided_s = context.clock.monotonic_s()
     plan = result.plan
     report = replace(report, decided=plan is not None, failed=plan is None, killed=result.killed)
     if plan is None:
@@ -169,7 +172,8 @@ async def run_cycle(
         return state, replace(report, failed=True, rejected=violations)
 
     # 4. Commit: the transaction decides, part by part.
-    meta = DecisionMeta(policy=context.profile.name, duration_ms=decide_s * 1000)
+    duration_ms = (decided_s - started_s) * 1000
+    meta = DecisionMeta(policy=context.profile.name, duration_ms=duration_ms)
     committed = await context.store.commit(plan, meta, context.clock.now())
     return CycleState(snapshot, _stuck(context.profile, plan, committed), now), replace(
         _outlook(snapshot, now, now),
@@ -185,6 +189,7 @@ async def run_cycle(
         standing=plan.standing,
         gap=plan.gap,
         duration_s=context.clock.monotonic_s() - started_s,
+        solver_s=decided_s - asked_s,
     )
 
 

@@ -10,10 +10,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -22,6 +21,7 @@ from typing_extensions import override
 
 from api.app import Application, create_app
 from scheduler import import_guard
+from scheduler.backends.backend import BackendFactory, Surroundings
 from scheduler.bootstrap import daemon_identity, ensure_admin_token, live_profile
 from scheduler.cli.exits import ExitCode
 from scheduler.clock import SystemClock, since_boot_s
@@ -31,18 +31,13 @@ from scheduler.errors import (
     BusyError,
     ConfigurationError,
     FencedError,
-    HaversackError,
     StorageError,
 )
 from scheduler.execution.apply import Applier
 from scheduler.execution.blocking import OnThreads
-from scheduler.execution.local.executor import LocalExecutor
-from scheduler.execution.local.logs import LocalLogReader
 from scheduler.execution.reconcile import Reconciler
 from scheduler.execution.watch import LOOKS_MAX, Watcher
 from scheduler.ids import SystemIds
-from scheduler.model.node import Node
-from scheduler.model.ports import Inventory
 from scheduler.model.quantity import UtcSeconds
 from scheduler.observability import Metrics
 from scheduler.settings import ApiSettings, Settings
@@ -50,16 +45,10 @@ from scheduler.solver_process import SolverProcess
 from scheduler.store.cycles import DatabaseCycleStore
 from scheduler.store.database import Database
 from scheduler.store.execution import SqlExecutionStore
-from scheduler.store.inventory import sync_nodes
-from scheduler.store.lease import acquire, release, renew, require, require_same_host
+from scheduler.store.lease import acquire, release, renew, require_same_host
 from scheduler.store.transaction import Transaction
 
 log = structlog.get_logger(__name__)
-
-
-def _sync_nodes(tx: Transaction, found: Sequence[Node], epoch: int, now: UtcSeconds) -> None:
-    require(tx, epoch)
-    sync_nodes(tx, found, now=now)
 
 
 def _take_lead(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds) -> int:
@@ -92,7 +81,6 @@ def end_with_any_thread() -> None:
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHUTDOWN_S = 20
 BACKLOG = 2048
-INVENTORY_EVERY_S = 30.0
 
 
 def check_binding(api: ApiSettings) -> None:
@@ -111,15 +99,6 @@ def check_binding(api: ApiSettings) -> None:
             " HAVERSACK_API__TRUSTED_PROXIES"
         ),
     )
-
-
-def half_of_the_cores() -> int:
-    """How many launchers may come up at once where nobody said; at least one.
-
-    Each costs some 40 ms of a core. More at once would not start jobs sooner, but every request
-    that is answered meanwhile would wait for a core.
-    """
-    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def bind(api: ApiSettings) -> socket.socket:
@@ -171,10 +150,14 @@ class Endpoint:
 
 
 class Daemon:
-    """API, conductor and local execution in one process."""
+    """API, conductor and execution in one process."""
 
-    def __init__(self, settings: Settings, inventory: Inventory) -> None:
+    def __init__(self, settings: Settings, backend: BackendFactory) -> None:
         """Build every part.
+
+        Args:
+            settings: of this daemon.
+            backend: makes what jobs run on.
 
         Raises:
             AlreadyRunningError: another daemon owns the data directory or leads the database.
@@ -186,7 +169,7 @@ class Daemon:
         check_binding(settings.api)
         self._settings = settings
         self._profile = live_profile(settings.queue)
-        self._inventory = inventory
+        self._make_backend = backend
         self._clock = SystemClock()
         self._ids = SystemIds(self._clock)
         self.metrics = Metrics()
@@ -211,14 +194,15 @@ class Daemon:
         )
         self._led(asked_s)
         self.token_file = ensure_admin_token(database, data_dir, clock, self._ids)
-        nodes = self._inventory.nodes()
-        database.write_sync(lambda tx: _sync_nodes(tx, nodes, self.epoch, clock.now()))
-        self._executor = LocalExecutor(
-            data_dir,
-            env_allow=settings.execution.env_allow,
-            log_bytes_max=settings.execution.log_bytes_max,
-            open_files_max=settings.execution.open_files_max,
-            launch_before_s=lambda: self._launch_before_s,
+        self._backend = self._make_backend(
+            Surroundings(
+                settings=settings,
+                database=database,
+                clock=clock,
+                ids=self._ids,
+                epoch=self.epoch,
+                launch_before_s=lambda: self._launch_before_s,
+            )
         )
         self._store = SqlExecutionStore(
             database,
@@ -244,6 +228,7 @@ class Daemon:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
+        await self._backend.begin()  # who asks must find what there is
         parts = self._parts(loop)
         app = self._app(parts)
         server = _Server(self._server_config(app))
@@ -277,7 +262,7 @@ class Daemon:
             self.database.write_sync(lambda tx: release(tx, self._holder, self.epoch, clock.now()))
         except (FencedError, StorageError) as error:
             log.warning("lease not released", why=str(error))
-        self._executor.close()
+        self._backend.close()
         self._listener.close()
         self.database.close()
 
@@ -285,7 +270,7 @@ class Daemon:
     _launch_before_s = math.inf
 
     def _parts(self, loop: asyncio.AbstractEventLoop) -> _Parts:
-        settings = self._settings
+        settings, backend = self._settings, self._backend
         solver = SolverProcess()
         conductor = Conductor(
             CycleContext(
@@ -309,24 +294,23 @@ class Daemon:
         )
         watcher = Watcher(
             self._store,
-            self._executor,
+            backend.executor,
             self._clock,
             blocking=OnThreads(LOOKS_MAX, "watch"),
             on_freed=conductor.wake,
         )
         # Twice as many threads as launches: a slow launch must not hold up a stop.
-        launches_max = settings.execution.launches_in_flight_max or half_of_the_cores()
         applier = Applier(
             self._store,
-            self._executor,
+            backend.executor,
             watcher,
             self._clock,
-            blocking=OnThreads(2 * launches_max, "apply"),
-            in_flight_max=launches_max,
+            blocking=OnThreads(2 * backend.launches_max, "apply"),
+            in_flight_max=backend.launches_max,
         )
         reconciler = Reconciler(
             self._store,
-            self._executor,
+            backend.executor,
             watcher,
             applier,
             self._clock,
@@ -344,7 +328,13 @@ class Daemon:
             # Adopt what is running before anything new is launched.
             await solver.start()
             await reconciler.adopt()
-            await _together(applier.run(), watcher.run(), reconciler.run(), conductor.run())
+            await _together(
+                applier.run(),
+                watcher.run(),
+                reconciler.run(),
+                conductor.run(),
+                backend.follow(conductor.wake),
+            )
 
         return _Parts(
             solver=solver,
@@ -352,7 +342,6 @@ class Daemon:
             wake=conductor.wake,
             coroutines=(
                 ("execute", execute()),
-                ("inventory", self._keep_inventory()),
                 ("lease", self._keep_lease()),
             ),
         )
@@ -364,7 +353,7 @@ class Daemon:
             clock=self._clock,
             ids=self._ids,
             settings=settings,
-            log_reader=LocalLogReader(settings.store.data_dir),
+            log_reader=self._backend.logs,
             wake=parts.wake,
             readiness=parts.readiness,
             metrics=self.metrics,
@@ -395,6 +384,7 @@ class Daemon:
             "scheduler": conductor.trouble,
             "solver": solver.trouble,
             "execution": reconciler.trouble,
+            **self._backend.troubles(),
         }
 
     def _cycle_finished(self, report: CycleReport, applier: Applier) -> None:
@@ -434,19 +424,6 @@ class Daemon:
         except OSError as error:
             raise _unusable(endpoint.data_dir, error) from error
         ready(endpoint)
-
-    async def _keep_inventory(self) -> None:
-        while True:
-            await asyncio.sleep(INVENTORY_EVERY_S)
-            try:
-                nodes = await asyncio.to_thread(self._inventory.nodes)
-                await self.database.write(
-                    partial(_sync_nodes, found=nodes, epoch=self.epoch, now=self._clock.now())
-                )
-            except FencedError:
-                raise
-            except HaversackError as error:
-                log.warning("inventory not stored", why=str(error))
 
     async def _keep_lease(self) -> None:
         ttl_s = self._settings.store.lease_ttl_s

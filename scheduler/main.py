@@ -141,13 +141,14 @@ def _serve(
     import uvloop  # noqa: PLC0415 - lazy by design
 
     from scheduler.agent.inventory import local_inventory  # noqa: PLC0415 - lazy by design
+    from scheduler.backends.local import local  # noqa: PLC0415 - lazy by design
     from scheduler.daemon import Daemon, end_with_any_thread  # noqa: PLC0415 - lazy by design
     from scheduler.observability import configure_logging  # noqa: PLC0415 - lazy by design
 
     settings = _settings(data=data, database=database, virtual=virtual, host=host, port=port)
     configure_logging(quiet=friendly)
     end_with_any_thread()
-    daemon = Daemon(settings, local_inventory(settings.virtual))
+    daemon = Daemon(settings, local(local_inventory(settings.virtual)))
     # What was built so far lives as long as the process: a full collection would walk all of it
     # each time, 0.15 s during which nobody is answered (docs/adr/0002).
     gc.collect()

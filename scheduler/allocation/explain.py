@@ -17,6 +17,7 @@ import numpy as np
 from scheduler.allocation.limits import Quotas, Reserves
 from scheduler.allocation.reach import Reach, Reaches, View, fits_when_empty
 from scheduler.model.columns import Ints
+from scheduler.model.counting import emptied
 from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape, WaitingJob
 from scheduler.model.plan import (
@@ -62,6 +63,11 @@ class Explainer:
     def _before(self) -> Reaches:
         """What is free before any plan."""
         return Reaches(self._snapshot.columns.free)
+
+    @cached_property
+    def _when_empty(self) -> Reaches:
+        """What would be free if nothing ran and all were well."""
+        return Reaches(emptied(self._snapshot.columns.table), closed_too=True)
 
     def explain(
         self,
@@ -114,7 +120,7 @@ class Explainer:
 
     def _found(self, shape: JobShape, later: Reaches) -> _Found:
         view = later.view(shape)
-        verdict = _judge(view, self._snapshot)
+        verdict = _judge(view, self._snapshot, self._when_empty)
         outbid = later is not self._before and bool(verdict.reasons) and self._starts(shape)
         return _Found(view, verdict, outbid)
 
@@ -227,7 +233,7 @@ def _measure(shape: JobShape) -> str:
     return "gpus" if shape.gpu_milli_total else "cpu_milli"
 
 
-def _judge(view: View, snapshot: Snapshot) -> Verdict:
+def _judge(view: View, snapshot: Snapshot, when_empty: Reaches) -> Verdict:
     """Why a shape cannot start on what is free, as if it were alone."""
     shape, reach = view.shape, view.reach
     funnel = (
@@ -239,7 +245,7 @@ def _judge(view: View, snapshot: Snapshot) -> Verdict:
     )
     if view.starts():
         return Verdict((), funnel)
-    if not fits_when_empty(reach.free.table, shape):
+    if not fits_when_empty(shape, when_empty):
         impossible = never_fits(shape, tuple(snapshot.nodes.values()))
         if impossible is not None:
             return Verdict((impossible,), funnel)

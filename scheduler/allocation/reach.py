@@ -13,7 +13,7 @@ import numpy as np
 
 from scheduler.allocation.groups import Fits, Places
 from scheduler.model.columns import Floats, Free, Ints, NodeTable
-from scheduler.model.counting import emptied, in_domains, in_pool, model_codes, offering
+from scheduler.model.counting import in_domains, in_pool, model_codes, offering
 from scheduler.model.job import JobShape, Topology, Worker
 from scheduler.model.quantity import WHOLE_GPU_MILLI
 
@@ -120,7 +120,7 @@ class Reaches:
     """Reaches into one state of the cluster, each worked out once."""
 
     def __init__(self, free: Free, *, closed_too: bool = False) -> None:
-        self._free, self._closed_too = free, closed_too
+        self.free, self._closed_too = free, closed_too
         self._known: dict[object, Reach] = {}
 
     def view(self, shape: JobShape) -> View:
@@ -128,25 +128,32 @@ class Reaches:
         worker = task_of(shape)
         key = (worker.pool, worker.gpu_models, worker.milli > 0)
         if key not in self._known:
-            self._known[key] = Reach(worker, self._free, closed_too=self._closed_too)
+            self._known[key] = Reach(worker, self.free, closed_too=self._closed_too)
         return View(shape, self._known[key])
 
 
-def fits_when_empty(table: NodeTable, shape: JobShape) -> bool:
-    """Whether the shape could start if nothing ran and all nodes and GPUs were well."""
-    reaches, known = _when_empty(table)
+def fits_when_empty(shape: JobShape, when_empty: Reaches) -> bool:
+    """Whether the shape could start if nothing ran and all nodes and GPUs were well.
+
+    Args:
+        shape: what the gang asks.
+        when_empty: reaches into `emptied` of the table, closed nodes too. They are asked only about
+            shapes that are new to the table.
+    """
+    known = _verdicts_when_empty(when_empty.free.table)
     fits = known.get(shape)
     if fits is None:
         if len(known) >= _SHAPES_KEPT:
             known.clear()
-        fits = known[shape] = reaches.view(shape).starts()
+        fits = known[shape] = when_empty.view(shape).starts()
     return fits
 
 
 @lru_cache(maxsize=2)
-def _when_empty(table: NodeTable) -> tuple[Reaches, dict[JobShape, bool]]:
+def _verdicts_when_empty(table: NodeTable) -> dict[JobShape, bool]:
     """What is known of `table`. Few tables: every cordon makes a new one, and each is large."""
-    return Reaches(emptied(table), closed_too=True), {}
+    del table  # the key
+    return {}
 
 
 def task_of(shape: JobShape) -> Worker:

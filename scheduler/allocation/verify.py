@@ -1,29 +1,29 @@
 """An independent checker of plans. It knows the model and no allocator.
 
 It recomputes everything from the snapshot: who may start, what each gang asked for and is worth,
-who may hold how much. What is free it reads from the snapshot's columns, so that a check costs as
-much as the plan is long, however large the cluster. The worker checks all of it before it sends;
-the daemon checks safety again before it commits.
+who may hold how much. What nodes are and what is free it reads from the snapshot's columns, all
+tasks of a plan at once, so that a check costs as much as the plan is long, however large the
+cluster. The worker checks all of it before it sends; the daemon checks safety again before it
+commits.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-from scheduler.model.columns import Free
+from scheduler.allocation.given import ANY_POOL, Asked, Given, ints
+from scheduler.model.columns import Bools, Floats, Free, Ints, NodeTable
 from scheduler.model.job import Topology, WaitingJob
-from scheduler.model.plan import Placement, Plan, TaskPlacement
+from scheduler.model.plan import Placement, Plan
 from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import (
     WHOLE_GPU_MILLI,
-    GpuId,
     JobId,
-    NodeId,
     TenantId,
     UtcSeconds,
 )
@@ -87,7 +87,12 @@ def verify(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> tup
         quotas.
     """
     values = {entry.job.id: entry.value for entry in ordered}
-    return (*_sound(plan, snapshot), *_claims(plan, snapshot, values), *_reasons(plan, snapshot))
+    given = Given.of(plan, snapshot)
+    return (
+        *_sound(plan, snapshot, given),
+        *_claims(snapshot, given, values),
+        *_reasons(plan, snapshot),
+    )
 
 
 def check_safety(plan: Plan, snapshot: Snapshot, now: UtcSeconds) -> tuple[Violation, ...]:
@@ -102,24 +107,31 @@ def check_safety(plan: Plan, snapshot: Snapshot, now: UtcSeconds) -> tuple[Viola
         if placement.job_id in snapshot.waiting
         and snapshot.waiting[placement.job_id].eligible_at > now
     )
-    return (*_sound(plan, snapshot), *early)
+    return (*_sound(plan, snapshot, Given.of(plan, snapshot)), *early)
 
 
-def _sound(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
+def _sound(plan: Plan, snapshot: Snapshot, given: Given) -> Iterator[Violation]:
     if plan.snapshot_revision != snapshot.revision:
         yield _unsafe(
             Kind.REVISION,
             f"made for revision {plan.snapshot_revision}, not {snapshot.revision}",
         )
-    for placement in plan.placements:
-        yield from _job(placement, snapshot)
-    for job, times in Counter(p.job_id for p in plan.placements).items():
+    for placement, job in zip(given.placements, given.jobs, strict=True):
+        if job is None:
+            yield _unsafe(Kind.JOB, f"job {placement.job_id} does not wait")
+    yield from _gangs(given)
+    yield from _tasks(given, snapshot)
+    for placement, job in zip(given.placements, given.jobs, strict=True):
+        if job is not None and job.shape.topology in HARD_TOPOLOGIES:
+            yield from _topology(job, placement, snapshot)
+    for job_id, times in Counter(p.job_id for p in given.placements).items():
         if times > 1:
-            yield _unsafe(Kind.JOB, f"job {job} is placed more than once")
+            yield _unsafe(Kind.JOB, f"job {job_id} is placed more than once")
     yield from _evictions(plan, snapshot)
-    yield from _shared_use(plan, snapshot)
-    yield from _quotas(plan, snapshot)
-    yield from _headroom(plan, snapshot)
+    yield from _gpu_use(given, snapshot.columns.free)
+    yield from _node_use(given, snapshot.columns.free)
+    yield from _quotas(given, snapshot)
+    yield from _headroom(given, snapshot)
     yield from _sums(plan)
 
 
@@ -131,115 +143,142 @@ def _untrue(kind: Kind, message: str) -> Violation:
     return Violation(kind, Severity.UNTRUE, message)
 
 
-def _claims(plan: Plan, snapshot: Snapshot, values: Mapping[JobId, float]) -> Iterator[Violation]:
+def _claims(snapshot: Snapshot, given: Given, values: Mapping[JobId, float]) -> Iterator[Violation]:
     """Whether each placed job may start now, and is worth what the plan says."""
-    for placement in plan.placements:
+    costs = _costs(given, snapshot).tolist()
+    for placement, job, cost in zip(given.placements, given.jobs, costs, strict=True):
         value = values.get(placement.job_id)
-        job = snapshot.waiting.get(placement.job_id)
         if value is None:
             yield _unsafe(Kind.JOB, f"job {placement.job_id} may not start yet")
         if value is None or job is None:
             continue
-        extra = (len(placement.tasks) - job.shape.tasks) / job.shape.tasks
-        worth = value * (1 + EXTRA_WORTH * extra) - _cost(placement, snapshot)
+        least = job.shape.tasks
+        worth = value * (1 + EXTRA_WORTH * (len(placement.tasks) - least) / least) - cost
         if not _close(worth, placement.value):
             yield _untrue(
                 Kind.VALUE, f"job {job.id} is worth {worth:g} there, not {placement.value:g}"
             )
 
 
-def _cost(placement: Placement, snapshot: Snapshot) -> float:
-    """What the objective pays for the placement's GPUs."""
-    terms = snapshot.terms
+def _costs(given: Given, snapshot: Snapshot) -> Floats:
+    """(P,) what the objective pays for each placement's GPUs."""
+    terms, table = snapshot.terms, snapshot.columns.table
+    costs = np.zeros(len(given.placements))
     if not terms.price_weight or not terms.prices:
-        return 0.0
+        return costs
     general = {p.price_class: p.per_gpu_hour for p in terms.prices if p.pool is None}
-    of_pool = {(p.price_class, p.pool): p.per_gpu_hour for p in terms.prices if p.pool is not None}
-    cost = 0.0
-    for task in placement.tasks:
-        node = snapshot.nodes.get(task.node_id)
-        if node is not None:
-            usual = general.get(node.price_class, 0.0)
-            price = of_pool.get((node.price_class, node.pool), usual)
-            cost += price * len(task.gpu_ids) * task.gpu_milli / WHOLE_GPU_MILLI
-    return terms.price_weight * cost
+    of_pool = {
+        (p.price_class, str(p.pool)): p.per_gpu_hour for p in terms.prices if p.pool is not None
+    }
+    price = np.array(
+        [
+            [of_pool.get((each, pool), general.get(each, 0.0)) for pool in table.pools]
+            for each in table.prices
+        ]
+    ).reshape(len(table.prices), len(table.pools))
+    known = given.row >= 0
+    rows = given.row[known]
+    gpus = (given.gpus * given.milli)[known] / WHOLE_GPU_MILLI
+    paid = price[table.price[rows], table.pool[rows]] * gpus
+    np.add.at(costs, given.owner[known], paid)
+    return terms.price_weight * costs
 
 
-def _job(placement: Placement, snapshot: Snapshot) -> Iterator[Violation]:
-    job = snapshot.waiting.get(placement.job_id)
-    if job is None:
-        yield _unsafe(Kind.JOB, f"job {placement.job_id} does not wait")
-        return
-    indexes = [task.task_index for task in placement.tasks]
-    least, most = job.shape.tasks, job.shape.tasks_max
-    if indexes != list(range(len(indexes))) or not least <= len(indexes) <= most:
-        size = f"{least}" if least == most else f"{least} to {most}"
-        yield _unsafe(Kind.GANG, f"job {job.id} has tasks {indexes}, its gang is {size}")
-    for task in placement.tasks:
-        yield from _task(job, task, snapshot)
-    yield from _topology(job, placement, snapshot)
+def _gangs(given: Given) -> Iterator[Violation]:
+    """Tasks are counted from 0, and as many as the gang may have."""
+    sizes = np.diff(given.first)
+    index = ints([task.task_index for task in given.tasks])
+    astray = index != np.arange(len(given.tasks)) - given.first[given.owner]
+    wrong = np.zeros(len(given.placements), dtype=np.bool_)
+    wrong[given.owner[astray]] = True
+    for number, job in enumerate(given.jobs):
+        if job is None:
+            continue
+        least, most = job.shape.tasks, job.shape.tasks_max
+        if wrong[number] or not least <= sizes[number] <= most:
+            indexes = [task.task_index for task in given.placements[number].tasks]
+            size = f"{least}" if least == most else f"{least} to {most}"
+            yield _unsafe(Kind.GANG, f"job {job.id} has tasks {indexes}, its gang is {size}")
 
 
-def _who(job: WaitingJob, task: TaskPlacement) -> str:
-    return f"task {task.task_index} of job {job.id}"
-
-
-def _task(job: WaitingJob, task: TaskPlacement, snapshot: Snapshot) -> Iterator[Violation]:
-    shape = job.shape
-    need = shape.per_task
-    gpus = 1 if shape.gpu_milli else need.gpus
-    milli = shape.gpu_milli or WHOLE_GPU_MILLI
-    if (len(task.gpu_ids), task.cpu_milli, task.memory_mib) != (
-        gpus,
-        need.cpu_milli,
-        need.memory_mib,
-    ) or (gpus and task.gpu_milli != milli):
+def _tasks(given: Given, snapshot: Snapshot) -> Iterator[Violation]:
+    """Whether every task gets what its job asked for, on a node that may give it."""
+    table = snapshot.columns.table
+    asked = Asked.of(given, table)
+    gpus, cpu, memory, milli = asked.amounts.T
+    short = (given.gpus != gpus) | (given.cpu != cpu) | (given.memory != memory)
+    short |= (gpus > 0) & (given.milli != milli)
+    for number in np.flatnonzero(asked.waits & short).tolist():
+        task = given.tasks[number]
         yield _unsafe(
             Kind.RESOURCES,
-            f"{_who(job, task)} gets {task.gpu_milli} thousandths of {len(task.gpu_ids)} GPUs, "
-            f"{task.cpu_milli} m CPU, {task.memory_mib} MiB; it asked for {milli} of {gpus}, "
-            f"{need.cpu_milli}, {need.memory_mib}",
+            f"{_who(given, number)} gets {task.gpu_milli} thousandths of {len(task.gpu_ids)} GPUs, "
+            f"{task.cpu_milli} m CPU, {task.memory_mib} MiB; it asked for {milli[number]} of "
+            f"{gpus[number]}, {cpu[number]}, {memory[number]}",
         )
-    node = snapshot.nodes.get(task.node_id)
-    if node is None:
+    for number in np.flatnonzero(asked.waits & (given.row < 0)).tolist():
+        node_id = given.tasks[number].node_id
         yield _unsafe(
-            Kind.NODE, f"{_who(job, task)} sits on node {task.node_id}, which does not exist"
+            Kind.NODE, f"{_who(given, number)} sits on node {node_id}, which does not exist"
         )
-        return
-    if not node.schedulable:
-        yield _unsafe(Kind.NODE, f"{_who(job, task)} sits on {node.name}, which takes no new work")
-    if job.shape.pool is not None and node.pool != job.shape.pool:
+    sits = asked.waits & (given.row >= 0)
+    seated = np.flatnonzero(sits)
+    rows, pool = given.row[seated], asked.pool[seated]
+    for number in seated[~table.open[rows]].tolist():
+        node = table.nodes[given.row[number]]
         yield _unsafe(
-            Kind.POOL, f"{_who(job, task)} sits in pool {node.pool}, it asked for {job.shape.pool}"
+            Kind.NODE, f"{_who(given, number)} sits on {node.name}, which takes no new work"
         )
-    table = snapshot.columns.table
-    row = table.row_of[node.id]
-    models = set()
-    for gpu_id in task.gpu_ids:
-        where = table.gpu_at.get(gpu_id)
-        if where is None or where[0] != row:
-            yield _unsafe(
-                Kind.GPU, f"{_who(job, task)} gets GPU {gpu_id}, which {node.name} does not have"
-            )
-            continue
-        model = table.models[table.gpu_model[where]]
-        models.add(model)
-        if not table.gpu_open[where]:
-            yield _unsafe(Kind.GPU, f"{_who(job, task)} gets GPU {gpu_id}, which takes no new work")
-        elif shape.gpu_models and model not in shape.gpu_models:
-            yield _unsafe(
-                Kind.MODEL, f"{_who(job, task)} gets a {model}, it asked for {shape.gpu_models}"
-            )
-    if len(models) > 1:
+    for number in seated[(pool != ANY_POOL) & (table.pool[rows] != pool)].tolist():
+        job, node = given.jobs[given.owner[number]], table.nodes[given.row[number]]
+        wanted = None if job is None else job.shape.pool
         yield _unsafe(
-            Kind.MODEL, f"{_who(job, task)} gets GPUs of several models: {sorted(models)}"
+            Kind.POOL, f"{_who(given, number)} sits in pool {node.pool}, it asked for {wanted}"
         )
+    yield from _gpus(given, asked, sits, table)
+
+
+def _gpus(given: Given, asked: Asked, sits: Bools, table: NodeTable) -> Iterator[Violation]:
+    """Whether every task's GPUs are there, take work, and are of one accepted model."""
+    user = given.user
+    row, index = given.at[:, 0], given.at[:, 1]
+    here = row == given.row[user]
+    for use in np.flatnonzero(sits[user] & ~here).tolist():
+        node = table.nodes[given.row[user[use]]]
+        yield _unsafe(
+            Kind.GPU,
+            f"{_who(given, user[use])} gets GPU {given.gpu_ids[use]}, "
+            f"which {node.name} does not have",
+        )
+    right = np.flatnonzero(sits[user] & here)
+    is_open = table.gpu_open[row[right], index[right]]
+    for use in right[~is_open].tolist():
+        yield _unsafe(
+            Kind.GPU,
+            f"{_who(given, user[use])} gets GPU {given.gpu_ids[use]}, which takes no new work",
+        )
+    model = table.gpu_model[row[right], index[right]]
+    for at in np.flatnonzero(is_open & ~asked.models[asked.wish[user[right]], model]).tolist():
+        job = given.jobs[given.owner[user[right[at]]]]
+        wanted = () if job is None else job.shape.gpu_models
+        yield _unsafe(
+            Kind.MODEL,
+            f"{_who(given, user[right[at]])} gets a {table.models[model[at]]}, "
+            f"it asked for {wanted}",
+        )
+    mixed = np.flatnonzero((np.diff(user[right]) == 0) & (np.diff(model) != 0))
+    for number in dict.fromkeys(user[right[mixed]].tolist()):
+        names = sorted({table.models[code] for code in model[user[right] == number].tolist()})
+        yield _unsafe(Kind.MODEL, f"{_who(given, number)} gets GPUs of several models: {names}")
+
+
+def _who(given: Given, number: int) -> str:
+    placement = given.placements[given.owner[number]]
+    return f"task {given.tasks[number].task_index} of job {placement.job_id}"
 
 
 def _topology(job: WaitingJob, placement: Placement, snapshot: Snapshot) -> Iterator[Violation]:
     wanted = job.shape.topology
-    if wanted not in HARD_TOPOLOGIES:
-        return
     nodes = {task.node_id for task in placement.tasks}
     known = [snapshot.nodes[node_id] for node_id in sorted(nodes) if node_id in snapshot.nodes]
     if wanted.one_node and len(nodes) > 1:
@@ -261,68 +300,52 @@ def _topology(job: WaitingJob, placement: Placement, snapshot: Snapshot) -> Iter
             )
 
 
-def _shared_use(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
-    """GPUs, CPU or memory given out beyond what is free.
+def _gpu_use(given: Given, free: Free) -> Iterator[Violation]:
+    """GPUs given out beyond the thousandths that are free of them.
 
     Who is evicted holds its place until it is proved dead (I6): nobody may be placed there yet.
     """
-    free = snapshot.columns.free
-    tasks = [task for placement in plan.placements for task in placement.tasks]
-    yield from _gpu_use(tasks, free)
-    yield from _node_use(tasks, free)
-
-
-def _gpu_use(tasks: Sequence[TaskPlacement], free: Free) -> Iterator[Violation]:
-    """GPUs given out beyond the thousandths that are free of them."""
-    given: Counter[GpuId] = Counter()
-    for task in tasks:
-        for gpu_id in task.gpu_ids:
-            given[gpu_id] += task.gpu_milli
-    where = free.table.gpu_at
-    known = [gpu_id for gpu_id in given if gpu_id in where]
-    asked = np.fromiter((given[gpu_id] for gpu_id in known), dtype=np.int64, count=len(known))
-    places = np.array([where[gpu_id] for gpu_id in known], dtype=np.int64).reshape(-1, 2)
-    left = free.gpu[places[:, 0], places[:, 1]]
-    for number in np.flatnonzero(asked > left).tolist():
+    known = given.at[:, 0] >= 0
+    row, index = given.at[known].T
+    asked = np.zeros_like(free.gpu)
+    np.add.at(asked, (row, index), given.milli[given.user[known]])
+    over = asked[row, index] > free.gpu[row, index]
+    ids = [given.gpu_ids[use] for use in np.flatnonzero(known)[over].tolist()]
+    for gpu_id in dict.fromkeys(ids):
+        at = free.table.gpu_at[gpu_id]
         yield _unsafe(
             Kind.GPU,
-            f"{asked[number]} thousandths of GPU {known[number]} are given out, "
-            f"{left[number]} are free",
+            f"{asked[at]} thousandths of GPU {gpu_id} are given out, {free.gpu[at]} are free",
         )
 
 
-def _node_use(tasks: Sequence[TaskPlacement], free: Free) -> Iterator[Violation]:
-    """Nodes that would give more CPU or memory than is free."""
-    cpu: Counter[NodeId] = Counter()
-    memory: Counter[NodeId] = Counter()
-    for task in tasks:
-        cpu[task.node_id] += task.cpu_milli
-        memory[task.node_id] += task.memory_mib
+def _node_use(given: Given, free: Free) -> Iterator[Violation]:
+    """Nodes that would give more CPU or memory than is free; closed ones are told of elsewhere."""
     table = free.table
-    for node_id in sorted(cpu.keys() & table.row_of.keys()):
-        row = table.row_of[node_id]
-        for name, asked, left in (
-            ("cpu_milli", cpu[node_id], free.cpu[row]),
-            ("memory_mib", memory[node_id], free.memory[row]),
-        ):
-            if asked > left and table.open[row]:
-                yield _unsafe(
-                    Kind.CAPACITY,
-                    f"{table.nodes[row].name} would give {asked} {name}, {left} are free",
-                )
+    known = given.row >= 0
+    for name, amount, left in (
+        ("cpu_milli", given.cpu, free.cpu),
+        ("memory_mib", given.memory, free.memory),
+    ):
+        asked = np.zeros_like(left)
+        np.add.at(asked, given.row[known], amount[known])
+        for row in np.flatnonzero((asked > left) & table.open).tolist():
+            yield _unsafe(
+                Kind.CAPACITY,
+                f"{table.nodes[row].name} would give {asked[row]} {name}, {left[row]} are free",
+            )
 
 
-def _quotas(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
+def _quotas(given: Given, snapshot: Snapshot) -> Iterator[Violation]:
     """Tenants and cohorts that take more although they would then hold more than they may."""
     quotas = {quota.tenant: quota for quota in snapshot.terms.quotas}
     if not quotas:
         return
     held: Counter[TenantId] = Counter(snapshot.held_milli)
     taken: Counter[TenantId] = Counter()
-    for placement in plan.placements:
-        job = snapshot.waiting.get(placement.job_id)
+    for job, milli in zip(given.jobs, given.drawn.tolist(), strict=True):
         if job is not None:
-            taken[job.tenant] += _milli(placement.tasks)
+            taken[job.tenant] += milli
     cohorts: dict[str, list[TenantId]] = {}
     for tenant, quota in quotas.items():
         # One without a cohort has nobody to borrow of.
@@ -340,29 +363,20 @@ def _quotas(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
             yield _unsafe(Kind.QUOTA, f"cohort {who} would hold {holds} GPU thousandths of {limit}")
 
 
-def _milli(tasks: Iterable[TaskPlacement]) -> int:
-    return sum(len(task.gpu_ids) * task.gpu_milli for task in tasks)
-
-
-def _headroom(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
+def _headroom(given: Given, snapshot: Snapshot) -> Iterator[Violation]:
     """Reserved blocks of free GPUs that the plan breaks, although they were whole before."""
     hard = [each for each in snapshot.terms.headroom if each.value is None and each.gpus > 0]
-    if not hard or not plan.placements:
+    if not hard or not given.placements:
         return
     free = snapshot.columns.free
-    used = {
-        where
-        for placement in plan.placements
-        for task in placement.tasks
-        for gpu_id in task.gpu_ids
-        if (where := free.table.gpu_at.get(gpu_id)) is not None
-    }
-    left = free.copy()
-    for row, gpu in sorted(used):
-        if left.gpu[row, gpu] == WHOLE_GPU_MILLI:
-            left.whole[left.table.gpu_model[row, gpu], row] -= 1
+    row, index = np.unique(given.at[given.at[:, 0] >= 0], axis=0).T
+    broken = free.gpu[row, index] == WHOLE_GPU_MILLI
+    row, index = row[broken], index[broken]
+    left = free.whole.copy()
+    np.subtract.at(left, (free.table.gpu_model[row, index], row), 1)
     for headroom in hard:
-        before, after = _blocks(headroom, free), _blocks(headroom, left)
+        before = _blocks(headroom, free.table, free.whole)
+        after = _blocks(headroom, free.table, left)
         if after < min(before, headroom.blocks):
             pool = f" of pool {headroom.pool}" if headroom.pool is not None else ""
             yield _unsafe(
@@ -372,13 +386,12 @@ def _headroom(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
             )
 
 
-def _blocks(headroom: Headroom, free: Free) -> int:
-    """How many blocks are free in the headroom's pool."""
-    pools = np.array([str(node.pool) for node in free.table.nodes], dtype=object)
-    inside = np.ones(pools.size, dtype=np.bool_)
+def _blocks(headroom: Headroom, table: NodeTable, whole: Ints) -> int:
+    """How many blocks there are in the headroom's pool, of (M, N) entirely free GPUs."""
     if headroom.pool is not None:
-        inside = pools == str(headroom.pool)
-    return int((free.whole[:, inside] // headroom.gpus).sum())
+        pools = {name: code for code, name in enumerate(table.pools)}
+        whole = whole[:, table.pool == pools.get(str(headroom.pool), -1)]
+    return int((whole // headroom.gpus).sum())
 
 
 def _sums(plan: Plan) -> Iterator[Violation]:

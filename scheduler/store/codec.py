@@ -64,6 +64,7 @@ def launch_order(document: str) -> LaunchOrder:
                 gpu_ids=tuple(GpuId(gpu) for gpu in task["gpu_ids"]),
                 simulated=task["simulated"],
                 cpu_milli=task.get("cpu_milli", 0),
+                member=task.get("member", ""),
             )
             for task in found["tasks"]
         ),

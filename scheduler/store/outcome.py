@@ -4,7 +4,8 @@ The rules of the lifecycle's way out, in one place:
 - a recorded cancel never starts again: whatever else ended the attempt, the job ends CANCELLED,
   unless it had finished its work first;
 - infrastructure and lost requeue for free after a backoff; a limit in a row, then quarantine;
-- the user's own failure spends retries, with exponential backoff;
+- the user's own failure spends retries, with exponential backoff; a gang that somebody else made has
+  none, as its makers replace what failed;
 - a stop that was ordered decides the end, unless the exit was seen first.
 """
 
@@ -16,12 +17,12 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Row, bindparam, select, update
 
-from scheduler.jobspec import parse_job_json
 from scheduler.model.execution import AttemptObservation, IntentKind, Phase
 from scheduler.model.lifecycle import EndCause, Instruction, JobEvent, JobState
 from scheduler.model.quantity import AttemptId, JobId, UtcSeconds
 from scheduler.store import codec
 from scheduler.store.attempts import End, close_attempt
+from scheduler.store.documents import program
 from scheduler.store.tables import attempts, intents, jobs
 from scheduler.store.transaction import Transaction
 from scheduler.store.transitions import apply_event
@@ -242,7 +243,7 @@ def _exited(job: AnyRow, end: End, limits: Limits, now: UtcSeconds) -> list[_Ste
         return [_Step(_E.TIME_OUT), _Step(_E.STOPPED_TIMED_OUT)]
     if end.cause is EndCause.PREEMPTED:
         return [_Step(_E.PREEMPT), _Step(_E.STOPPED_PREEMPTED)]
-    retry = parse_job_json(job.document)[0].retry
+    retry = program(job.document).retry
     if job.retries_used >= retry.max_retries:
         return [_Step(_E.EXIT_FAILED)]
     wait_s = min(retry.backoff_s * 2.0**job.retries_used, limits.retry_backoff_max_s)

@@ -20,15 +20,14 @@ from sqlalchemy.exc import IntegrityError
 
 from scheduler.errors import ConflictError, InvalidRequestError
 from scheduler.ids import IdSource
-from scheduler.jobspec import parse_job_json
 from scheduler.model.execution import IntentKind, LaunchOrder, LaunchTask
-from scheduler.model.job import JobSpec
 from scheduler.model.lifecycle import JobEvent, JobState
 from scheduler.model.node import Health
 from scheduler.model.plan import Placement, TaskPlacement
 from scheduler.model.quantity import AttemptId, DecisionId, JobId, TenantId, UtcSeconds
 from scheduler.store import codec
 from scheduler.store.attempts import insert_intents
+from scheduler.store.documents import Program, program
 from scheduler.store.tables import allocations, attempts, gpus, jobs, nodes
 from scheduler.store.transaction import Transaction
 from scheduler.store.transitions import JobMove, Moved, apply_event_to_all
@@ -182,7 +181,7 @@ class _Fitting:
 
     placement: Placement
     job: AnyRow
-    spec: JobSpec
+    program: Program
     attempt_id: AttemptId
 
     @property
@@ -214,7 +213,7 @@ class _Room:
         try:
             job = self._waiting(placement)
             self._check_room(placement)
-            spec = _spec(job)
+            found = _program(job, placement)
         except _RefusedError as error:
             self.refused.append((job_id, str(error)))
         except _UnreadableError as error:
@@ -223,7 +222,7 @@ class _Room:
         else:
             self._count(placement, 1)
             self.placed[job_id] = None
-            return _Fitting(placement, job, spec, AttemptId(self.books.ids.new("a")))
+            return _Fitting(placement, job, found, AttemptId(self.books.ids.new("a")))
         return None
 
     def give_back(self, found: _Fitting, why: str) -> None:
@@ -289,14 +288,20 @@ def _check_task(books: Books, task: TaskPlacement) -> None:
             raise _RefusedError(f"GPU {gpu_id} of node {node.name} is {state}")
 
 
-def _spec(job: AnyRow) -> JobSpec:
+def _program(job: AnyRow, placement: Placement) -> Program:
     try:
-        return parse_job_json(job.document)[0]
+        found = program(job.document)
     except InvalidRequestError as error:
         wrong = "; ".join(f"{each.path}: {each.message}" for each in error.problems[:_PROBLEMS])
         raise _UnreadableError(
             f"this version cannot read its stored document ({job.api_version}): {wrong or error}"
         ) from error
+    if found.members and len(found.members) < len(placement.tasks):
+        raise _UnreadableError(
+            f"its stored document names {len(found.members)} members,"
+            f" fewer than its {len(placement.tasks)} tasks"
+        )
+    return found
 
 
 def _write(books: Books, fitting: Sequence[_Fitting]) -> None:
@@ -396,7 +401,8 @@ def _grant(books: Books, fitting: Sequence[_Fitting]) -> None:
 
 
 def _launch_order(books: Books, found: _Fitting) -> LaunchOrder:
-    spec = found.spec
+    """The order, its tasks by rank: member 0 of a gang from outside becomes task 0."""
+    run = found.program
     return LaunchOrder(
         attempt_id=found.attempt_id,
         job_id=found.placement.job_id,
@@ -412,17 +418,18 @@ def _launch_order(books: Books, found: _Fitting) -> LaunchOrder:
                 gpu_ids=task.gpu_ids,
                 simulated=books.nodes[task.node_id].simulated,
                 cpu_milli=task.cpu_milli,
+                member=run.members[task.task_index] if run.members else "",
             )
-            for task in found.placement.tasks
+            for task in sorted(found.placement.tasks, key=lambda task: task.task_index)
         ),
-        processes=spec.task.processes,
-        command=spec.task.command,
-        env=spec.task.env,
-        launcher=spec.launcher,
-        stop_signal=spec.checkpoint.signal,
-        grace_s=spec.checkpoint.grace_s,
-        max_runtime_s=spec.max_runtime_s,
-        workdir=spec.task.workdir,
+        processes=run.processes,
+        command=run.command,
+        env=run.env,
+        launcher=run.launcher,
+        stop_signal=run.checkpoint.signal,
+        grace_s=run.checkpoint.grace_s,
+        max_runtime_s=run.max_runtime_s,
+        workdir=run.workdir,
     )
 
 

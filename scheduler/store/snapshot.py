@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -43,8 +42,14 @@ _CHANGED_NODES = select(nodes).where(
 )
 _ALL_NODES = select(nodes).where(nodes.c.present.is_(True))
 _EARLIER = attempts.alias("earlier")
+# An attempt that never started ran for no time, like one that ended before its start by a clock
+# that was set back.
+_RAN = case(
+    (_EARLIER.c.ended_at > _EARLIER.c.started_at, _EARLIER.c.ended_at - _EARLIER.c.started_at),
+    else_=0.0,
+)
 _RAN_S = (
-    select(func.sum(_EARLIER.c.ended_at - _EARLIER.c.started_at))
+    select(func.sum(_RAN))
     .where(_EARLIER.c.job_id == jobs.c.id, _EARLIER.c.live.is_(False))
     .correlate(jobs)
     .scalar_subquery()
@@ -104,9 +109,7 @@ _HEALTH = {health.value: health for health in Health}
 _SHAPES_KEPT = 16_384
 
 
-def load_delta(
-    tx: Transaction, base_revision: int, sees: Sees = Sees.NOTHING
-) -> SnapshotDelta:
+def load_delta(tx: Transaction, base_revision: int, sees: Sees = Sees.NOTHING) -> SnapshotDelta:
     """What changed after `base_revision`; 0 loads everything there is now.
 
     A node shows only GPUs that are present; a node that is gone leaves, while what runs on it
@@ -218,7 +221,7 @@ def _waiting_job(row: AnyRow, sees: Sees) -> WaitingJob:
         preemptible=preemptible,
         attempts=made,
         class_key=class_key,
-        attained_s=max(0.0, attained_s),  # below 0 where a clock was set back meanwhile
+        attained_s=attained_s,
         runtime_s=_limit_s(row.document) if sees is Sees.LIMITS else None,
     )
 

@@ -271,7 +271,9 @@ async def _arrivals(bench: Bench, count: int) -> bool:
     for number in range(count):
         bench.submit([ARRIVING[number % len(ARRIVING)]])
         cycles.append(await bench.cycle())
-    alone = [decided_again(cycle.snapshot, bench.context.profile.name)[0] * 1000 for cycle in cycles]
+    alone = [
+        decided_again(cycle.snapshot, bench.context.profile.name)[0] * 1000 for cycle in cycles
+    ]
     answers = [cycle.decide_s * 1000 for cycle in cycles]
     whole = [cycle.seconds * 1000 for cycle in cycles]
     busy = sum(

@@ -21,7 +21,6 @@ from scheduler.model.lifecycle import EndCause, JobEvent, JobState
 from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort
 from scheduler.model.quantity import DEFAULT_TENANT, UtcSeconds
-from scheduler.model.terms import Headroom, Quota, Terms
 from scheduler.model.view import JobView
 from scheduler.store import attempts, lease, tables
 from scheduler.store.cycles import DatabaseCycleStore
@@ -40,7 +39,6 @@ class Desk:
         clock: ManualClock,
         folder: Path,
         policy: str = "priority-age",
-        terms: Terms | None = None,
     ) -> None:
         self.office = Office(database, clock)
         self.office.nodes(NODE)
@@ -51,7 +49,7 @@ class Desk:
         self.solver = LocalSolver(profile)
         self.context = CycleContext(
             store=DatabaseCycleStore(
-                database, self.office.epoch, self.office.ids, terms or Terms(), profile.sees
+                database, self.office.epoch, self.office.ids, sees=profile.sees
             ),
             solver=self.solver,
             profile=profile,
@@ -245,6 +243,20 @@ def test_a_backoff_is_waited_for_though_the_last_decision_lies_ahead(
     clock.jump(-300)
     _in_backoff(desk, clock, seconds=50)
     assert desk.cycle().next_eligible_at == clock.now() + 50
+
+
+def test_easy_goes_by_the_limits_that_job_files_declare(
+    database: Database, clock: ManualClock, tmp_path: Path
+) -> None:
+    desk = Desk(database, clock, tmp_path, "easy")
+    big = desk.office.submit(spec=job_spec(gpus=6, max_runtime_s=100.0))
+    assert desk.cycle().placed == (big.id,)
+    desk.office.submit(spec=job_spec("head", gpus=8, max_runtime_s=100.0))
+    clock.advance(10)
+    desk.office.submit(spec=job_spec("long", gpus=2, max_runtime_s=95.0))
+    short = desk.office.submit(spec=job_spec("short", gpus=2, max_runtime_s=50.0))
+    desk.office.submit(spec=job_spec("unknown", gpus=2))
+    assert desk.cycle().placed == (short.id,), "it ends before the head can start"
 
 
 def _in_backoff(desk: Desk, clock: ManualClock, *, seconds: float) -> JobView:

@@ -89,7 +89,7 @@ def places_what_is_left(right: Wrong) -> Wrong:
         job = self.books.jobs.get(placement.job_id)
         try:
             self._check_room(left)
-            spec = placing._spec(job)
+            program = placing._program(job, left)
         except (placing._RefusedError, placing._UnreadableError):
             return None
         if job is None or job.state != "PENDING" or job.eligible_at > self.books.now:
@@ -97,7 +97,7 @@ def places_what_is_left(right: Wrong) -> Wrong:
         self.refused.pop()
         self._count(left, 1)
         self.placed[placement.job_id] = None
-        return placing._Fitting(left, job, spec, self.books.ids.new("a"))
+        return placing._Fitting(left, job, program, self.books.ids.new("a"))
 
     return take
 

@@ -30,12 +30,15 @@ from scheduler.model.execution import (
     StopOrder,
 )
 from scheduler.model.lifecycle import EndCause, JobEvent, JobState
+from scheduler.model.ports import Sees
 from scheduler.model.quantity import AttemptId, IntentId, JobId
+from scheduler.model.snapshot import Snapshot
 from scheduler.store import tables
 from scheduler.store.database import Database, Transaction
 from scheduler.store.execution import SqlExecutionStore
 from scheduler.store.inventory import sync_nodes
 from scheduler.store.lease import acquire
+from scheduler.store.snapshot import load_delta
 from scheduler.store.transitions import apply_event
 
 
@@ -129,6 +132,35 @@ def test_the_users_failures_spend_retries_with_backoff(make: Make) -> None:
     assert (job.retries_used, job.attempts, job.end_cause, job.exit_code) == (3, 4, "user", 3)
     assert job.message == "rank 0 ended with exit code 3"
     world.assert_all_free()
+
+
+def test_a_snapshot_tells_what_a_job_has_run_and_may_run(make: Make, database: Database) -> None:
+    view = Snapshot()
+
+    def seen_by(sees: Sees) -> Snapshot:
+        nonlocal view
+        view = view.apply(database.read_sync(lambda tx: load_delta(tx, view.revision)))
+        whole = Snapshot().apply(database.read_sync(lambda tx: load_delta(tx, 0)))
+        assert view == whole
+        return Snapshot().apply(database.read_sync(lambda tx: load_delta(tx, 0, sees)))
+
+    world = make(max_retries=4, max_runtime_s=600.0)
+    job_id = JobId("j-0")
+    assert seen_by(Sees.NOTHING).waiting[job_id].runtime_s is None
+    backwards = NOW + 99
+    for attained_s, started_at in (
+        (0.0, NOW),
+        (10.0, None),
+        (10.0, backwards),
+        (10.0, NOW + 6),
+        (14.0, NOW),
+    ):
+        job = seen_by(Sees.LIMITS).waiting[job_id]
+        assert (job.attained_s, job.runtime_s) == (attained_s, 600.0)
+        attempt = world.place()
+        live = seen_by(Sees.LIMITS).live[AttemptId(attempt)].job
+        assert (live.attained_s, live.runtime_s) == (attained_s, 600.0)
+        world.record(exited(attempt, EndCause.USER, started_at=started_at, exit_code=3))
 
 
 def test_a_command_that_never_started_fails_as_the_users(make: Make) -> None:

@@ -74,6 +74,19 @@ def test_a_delta_from_another_revision_is_refused() -> None:
         Snapshot(revision=4).apply(SnapshotDelta(3, 5))
 
 
+def test_who_missed_a_delta_is_given_the_whole_view() -> None:
+    def full() -> SnapshotDelta:
+        return SnapshotDelta(0, 9, waiting=(_job("x"), _job("z")))
+
+    view = Snapshot().caught_up(SnapshotDelta(0, 5, waiting=(_job("x"),)), full)
+    follows = SnapshotDelta(5, 6, waiting=(_job("y"),))
+    assert list(view.caught_up(follows, full).waiting) == ["x", "y"]
+    assert list(view.caught_up(SnapshotDelta(8, 9, waiting=(_job("z"),)), full).waiting) == [
+        "x",
+        "z",
+    ]
+
+
 def test_free_is_what_nobody_holds_and_may_be_used() -> None:
     node = _node("a", 4)
     snapshot = Snapshot().apply(

@@ -95,6 +95,12 @@ def test_srtf_stops_the_longer_job_and_keeps_its_progress() -> None:
     assert (long.preemptions, long.restarts, long.lost_s) == (1, 1, 0.0)
 
 
+def test_a_shorter_job_is_served_on_arrival_though_one_like_it_waits() -> None:
+    jobs = [sim_job("a", 0.0, 100.0, 8), sim_job("b", 1.0, 100.0, 8), sim_job("c", 2.0, 5.0, 8)]
+    result = run("srtf-oracle", jobs, ONE)
+    assert spans(result)["c"] == [(2.0, 7.0)]
+
+
 def test_a_restart_costs_time_that_does_not_count() -> None:
     jobs = [sim_job("long", 0.0, 100.0, 8), sim_job("short", 10.0, 5.0, 8)]
     result = run("srtf-oracle", jobs, ONE, Options(overheads=Overheads(restart_cost_s=7.0)))

@@ -1,0 +1,81 @@
+"""The protocol between the daemon and what jobs run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from scheduler.clock import Clock
+from scheduler.ids import IdSource
+from scheduler.model.ports import Executor, LogReader
+from scheduler.settings import Settings
+from scheduler.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a backend is given.
+
+    Attributes:
+        epoch: the epoch that the store gave this leader.
+        launch_before_s: until when on the boot clock this leader may start anything; infinite
+            where nobody can take over.
+    """
+
+    settings: Settings
+    database: Database
+    clock: Clock
+    ids: IdSource
+    epoch: int
+    launch_before_s: Callable[[], float]
+
+
+class Backend(Protocol):
+    """Makes decisions real, and tells what there is to decide on."""
+
+    @property
+    def executor(self) -> Executor:
+        """Carries orders out."""
+        ...
+
+    @property
+    def logs(self) -> LogReader:
+        """Reads what ranks print."""
+        ...
+
+    @property
+    def launches_max(self) -> int:
+        """Launch orders to carry out at once."""
+        ...
+
+    async def begin(self) -> None:
+        """Write what there is into the store; until it returns, nothing is decided.
+
+        Raises:
+            FencedError: another leader has taken over.
+            HaversackError: what jobs run on, or the store, does not answer.
+        """
+        ...
+
+    async def follow(self, wake: Callable[[], None]) -> None:
+        """Keep the store up to date until cancelled.
+
+        Args:
+            wake: tells the conductor that there is something new to decide.
+
+        Raises:
+            FencedError: another leader has taken over.
+        """
+        ...
+
+    def troubles(self) -> Mapping[str, str]:
+        """What is not in order, by part; empty values are fine."""
+        ...
+
+    def close(self) -> None:
+        """No more orders will come. What runs goes on."""
+        ...
+
+
+BackendFactory: TypeAlias = Callable[[Surroundings], Backend]

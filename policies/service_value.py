@@ -31,6 +31,9 @@ SCALE = 64.0
 AGE_SHARE = 0.1
 AGE_S = 3_600.0
 PRIORITY_NEUTRAL = 50
+VALUE_PER_GPU_S = SCALE / FIRST_LEVEL_GPU_S
+"""What a second of a GPU is worth while whoever has had nothing yet could use it: the value of such
+a job, spread over its first level. What a restart wastes is weighed with it."""
 
 
 class ServiceValue:

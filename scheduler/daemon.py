@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from api.app import Application, create_app
 from scheduler import import_guard
-from scheduler.backends.backend import BackendFactory, Surroundings
+from scheduler.backends.backend import BackendMaker, Surroundings
 from scheduler.bootstrap import daemon_identity, ensure_admin_token, live_profile
 from scheduler.cli.exits import ExitCode
 from scheduler.clock import SystemClock, since_boot_s
@@ -51,9 +51,12 @@ from scheduler.store.transaction import Transaction
 log = structlog.get_logger(__name__)
 
 
-def _take_lead(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds) -> int:
-    require_same_host(tx, holder)
-    return acquire(tx, holder, ttl_s, now)
+def _take_lead(
+    tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds, *, above: int, tied_to_host: bool
+) -> int:
+    if tied_to_host:
+        require_same_host(tx, holder)
+    return acquire(tx, holder, ttl_s, now, above=above)
 
 
 def _end_at_once(error: BaseException) -> None:
@@ -152,7 +155,7 @@ class Endpoint:
 class Daemon:
     """API, conductor and execution in one process."""
 
-    def __init__(self, settings: Settings, backend: BackendFactory) -> None:
+    def __init__(self, settings: Settings, backend: BackendMaker) -> None:
         """Build every part.
 
         Args:
@@ -169,7 +172,7 @@ class Daemon:
         check_binding(settings.api)
         self._settings = settings
         self._profile = live_profile(settings.queue)
-        self._make_backend = backend
+        self._maker = backend
         self._clock = SystemClock()
         self._ids = SystemIds(self._clock)
         self.metrics = Metrics()
@@ -188,13 +191,21 @@ class Daemon:
         settings, database, clock = self._settings, self.database, self._clock
         data_dir = settings.store.data_dir
         self._holder = daemon_identity(data_dir)
+        above = self._maker.highest_epoch()
         asked_s = since_boot_s()
         self.epoch = database.write_sync(
-            lambda tx: _take_lead(tx, self._holder, settings.store.lease_ttl_s, clock.now())
+            lambda tx: _take_lead(
+                tx,
+                self._holder,
+                settings.store.lease_ttl_s,
+                clock.now(),
+                above=above,
+                tied_to_host=self._maker.tied_to_host,
+            )
         )
         self._led(asked_s)
         self.token_file = ensure_admin_token(database, data_dir, clock, self._ids)
-        self._backend = self._make_backend(
+        self._backend = self._maker.make(
             Surroundings(
                 settings=settings,
                 database=database,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from scheduler.allocation.evictions import Victim, victims_of
-from scheduler.allocation.explain import explain
+from scheduler.allocation.explain import Explainer
 from scheduler.allocation.gangs import Gang, gangs_of
 from scheduler.allocation.gpu_choice import place
 from scheduler.allocation.optimise import (
@@ -67,20 +67,23 @@ def decide(
         yield plan
         return
     desk = _desk(snapshot, profile, effort, now, seed)
-    packing = greedy(desk.task, most=effort.placements_max)
-    best = _plan(desk, desk.incumbent(packing))
+    moves = _may_evict(snapshot, profile)
+    packing = greedy(desk.task)
+    best = _plan(desk, desk.incumbent(packing, moves=moves))
     _require_sound(best, snapshot, desk.ordered)
     yield best
     if best.gap <= effort.gap_target or best.solver.deferred:
         return
-    if _may_evict(snapshot, profile):
+    if moves:
         desk = _with_victims(desk)
-        best = _better(best, _checked(desk, _swapped(desk), best))
+        best = _better(desk, best, _swapped(desk))
         yield best
         if best.gap <= effort.gap_target:
             return  # measured on all that runs: what little could be won is not worth a model
     for candidate in improve(desk.task, packing, effort, seed, memory):
-        best = _better(best, _checked(desk, candidate, best))
+        # Models know no moves: what they prove of plans without does not bound those with.
+        known = replace(candidate, bound=best.bound, proved=False) if moves else candidate
+        best = _better(desk, best, known)
         yield best
 
 
@@ -100,7 +103,7 @@ class _Desk:
     Attributes:
         ordered: the waiting jobs that may start, best first.
         skipped: how many more there are beyond the effort's `order_max`.
-        standing: what the running jobs that may be stopped are worth together.
+        explainer: of all its plans.
     """
 
     snapshot: Snapshot
@@ -111,7 +114,7 @@ class _Desk:
     ordered: Sequence[OrderedJob]
     skipped: int
     task: Task
-    standing: float = 0.0
+    explainer: Explainer
 
     @property
     def gangs(self) -> Sequence[Gang]:
@@ -122,14 +125,23 @@ class _Desk:
         """A fresh working copy of what is free."""
         return self.task.rooms()
 
-    def incumbent(self, packing: dict[int, Loads]) -> Candidate:
-        """The greedy packing, bounded by what all that may start would be worth."""
+    def incumbent(self, packing: dict[int, Loads], *, moves: bool) -> Candidate:
+        """The greedy packing, with a bound that needs no model.
+
+        Args:
+            packing: the packing.
+            moves: whether other plans may stop what runs: then only the worth of all that may start
+                is known to be above them yet.
+        """
         most = self.effort.placements_max
         worths = [gang.value * grown_worth(gang) for gang in self.gangs]
         if len(worths) > most:
             worths = sorted(worths, reverse=True)[:most]
         value = self.task.worth.total(self.gangs, packing)
-        bound = max(value, math.fsum(worths))
+        bound = math.fsum(worths)
+        if not moves and value < bound * (1.0 - self.effort.gap_target):
+            bound = min(bound, swap_bound(self.task))
+        bound = max(value, bound)
         return Candidate(packing, (), value, bound, "greedy" if packing else "empty")
 
 
@@ -142,9 +154,11 @@ def _desk(
         gangs_of(ordered[: effort.order_max]),
         lambda: Room(snapshot, profile.score, seed),
         Worth(snapshot),
+        most=effort.placements_max,
     )
     skipped = max(0, len(ordered) - effort.order_max)
-    return _Desk(snapshot, profile, effort, now, seed, ordered, skipped, task)
+    explainer = Explainer(snapshot)
+    return _Desk(snapshot, profile, effort, now, seed, ordered, skipped, task, explainer)
 
 
 def _may_evict(snapshot: Snapshot, profile: Profile) -> bool:
@@ -161,11 +175,12 @@ def _with_victims(desk: _Desk) -> _Desk:
     """The same decision with the running jobs that may be stopped, at what they are worth now."""
     running = [a.as_waiting(desk.now) for a in desk.snapshot.live.values() if a.preemptible]
     standing = desk.profile.order.order(running, desk.now)
-    return replace(
-        desk,
-        task=replace(desk.task, victims=victims_of(desk.snapshot, standing, desk.now)),
+    task = replace(
+        desk.task,
+        victims=victims_of(desk.snapshot, standing, desk.now),
         standing=math.fsum(entry.value for entry in standing),
     )
+    return replace(desk, task=task)
 
 
 def _swapped(desk: _Desk) -> Candidate:
@@ -176,17 +191,37 @@ def _swapped(desk: _Desk) -> Candidate:
     return Candidate(packed.packing, packed.evicted, value, bound, "swap")
 
 
-def _better(best: Plan, plan: Plan) -> Plan:
-    """The more valuable of two plans for one snapshot, with the sharper bound of both.
+def _better(desk: _Desk, best: Plan, candidate: Candidate) -> Plan:
+    """The more valuable of the two, with the sharper bound of both.
 
-    The bounds of models know no moves: one that a plan with moves has beaten says nothing.
+    No plan is made of a candidate that is worth no more: it tells what was learned, no more.
     """
-    chosen = plan if plan.value >= best.value else best
-    bound = min(each.bound for each in (best, plan) if each.bound >= chosen.value)
-    if chosen is best:
-        report = replace(best.solver, columns=plan.solver.columns, notes=plan.solver.notes)
-        chosen = replace(best, solver=report)
-    return replace(chosen, bound=bound, standing=plan.standing)
+    known = best.solver
+    if candidate.value > best.value:
+        plan = _plan(desk, candidate)
+        violations = verify(plan, desk.snapshot, desk.ordered)
+        if violations:
+            note = f"{candidate.stage} plan refused: {violations[0].message}"
+            return replace(best, solver=replace(known, notes=(*known.notes, note)))
+        report = replace(plan.solver, greedy_value=known.greedy_value)
+        best = replace(plan, bound=best.bound, solver=report)
+    bound, proved = best.bound, known.proved
+    if best.value <= candidate.bound < bound:
+        bound, proved = candidate.bound, candidate.proved
+    report = replace(
+        best.solver,
+        columns=candidate.columns,
+        nodes_explored=candidate.nodes,
+        proved=proved,
+        notes=(*known.notes, *candidate.notes[_shared(known.notes, candidate.notes) :]),
+    )
+    return replace(best, bound=max(bound, best.value), standing=desk.task.standing, solver=report)
+
+
+def _shared(known: Sequence[str], notes: Sequence[str]) -> int:
+    """How many of `notes`, which grow from step to step, `known` ends with."""
+    most = min(len(known), len(notes))
+    return next(n for n in range(most, -1, -1) if tuple(known[len(known) - n :]) == notes[:n])
 
 
 def _require_sound(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> None:
@@ -231,10 +266,10 @@ def _plan(desk: _Desk, candidate: Candidate) -> Plan:
             )
             for each in promised
         ),
-        waiting=explain(desk.snapshot, placements, now),
+        waiting=desk.explainer.explain(placements, now),
         value=candidate.value,
         bound=candidate.bound,
-        standing=desk.standing,
+        standing=task.standing,
         solver=report,
     )
 
@@ -271,14 +306,3 @@ def _heir(task: Task, candidate: Candidate, victim: Victim) -> JobId:
     ]
     best = min(heirs or candidate.packing, key=lambda index: (-task.gangs[index].value, index))
     return task.gangs[best].job.id
-
-
-def _checked(desk: _Desk, candidate: Candidate, best: Plan) -> Plan:
-    """The candidate's plan, or the best one so far with a note when that one is unsound."""
-    plan = _plan(desk, candidate)
-    plan = replace(plan, solver=replace(plan.solver, greedy_value=best.solver.greedy_value))
-    violations = verify(plan, desk.snapshot, desk.ordered)
-    if not violations:
-        return plan
-    note = f"{plan.solver.stage} plan refused: {violations[0].message}"
-    return replace(best, solver=replace(best.solver, notes=(*best.solver.notes, note)))

@@ -20,6 +20,7 @@ from scheduler.errors import ConfigurationError
 from scheduler.simulator.command import simulate
 
 if TYPE_CHECKING:
+    from scheduler.backends.backend import BackendMaker
     from scheduler.daemon import Endpoint
     from scheduler.settings import Settings
 
@@ -34,6 +35,7 @@ class ExecutorOption(StrEnum):
     """Where jobs run."""
 
     LOCAL = "local"
+    KUBERNETES = "kubernetes"
 
 
 DataOption = Annotated[
@@ -65,7 +67,8 @@ def up(
     port: PortOption = None,
 ) -> None:
     """Run API, scheduler and local execution on this box; Ctrl-C stops it, jobs go on."""
-    _serve(data=data, database="", virtual=virtual, host=host, port=port, friendly=True)
+    settings = _settings(data=data, database="", virtual=virtual, host=host, port=port)
+    _serve(settings, _local(settings), friendly=True)
 
 
 @app.command(rich_help_panel="Run a daemon")
@@ -75,6 +78,13 @@ def serve(
     executor: Annotated[
         ExecutorOption, typer.Option(help="Where jobs run.")
     ] = ExecutorOption.LOCAL,
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(
+            "--kubeconfig",
+            help="How to reach the cluster, with --executor kubernetes; default: as a pod of it.",
+        ),
+    ] = None,
     data: DataOption = None,
     database: Annotated[
         str,
@@ -85,8 +95,38 @@ def serve(
     port: PortOption = None,
 ) -> None:
     """Run the daemon as a service: JSON logs on stderr, settings from HAVERSACK_* variables."""
-    del role, executor  # one value each today; Typer has refused all others
-    _serve(data=data, database=database, virtual=virtual, host=host, port=port, friendly=False)
+    del role  # one value today; Typer has refused all others
+    settings = _settings(data=data, database=database, virtual=virtual, host=host, port=port)
+    if executor is ExecutorOption.LOCAL:
+        if kubeconfig is not None:
+            raise typer.BadParameter(
+                "it goes with --executor kubernetes", param_hint="--kubeconfig"
+            )
+        _serve(settings, _local(settings), friendly=False)
+        return
+    if virtual:
+        raise typer.BadParameter("a cluster has its own nodes", param_hint="--virtual")
+    _serve(settings, _kubernetes(settings, kubeconfig), friendly=False)
+
+
+def _local(settings: Settings) -> BackendMaker:
+    from scheduler.agent.inventory import local_inventory  # noqa: PLC0415 - lazy by design
+    from scheduler.backends.local import Local  # noqa: PLC0415 - lazy by design
+
+    return Local(local_inventory(settings.virtual))
+
+
+def _kubernetes(settings: Settings, kubeconfig: Path | None) -> BackendMaker:
+    try:
+        from scheduler.backends.kubernetes import Kubernetes  # noqa: PLC0415 - lazy by design
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"--executor kubernetes needs the package {error.name}",
+            hint="pip install 'haversack[kubernetes]'",
+        ) from error
+    if kubeconfig is None:
+        return Kubernetes(settings.kubernetes)
+    return Kubernetes(settings.kubernetes.model_copy(update={"kubeconfig": kubeconfig}))
 
 
 def _settings(
@@ -129,26 +169,15 @@ def _settings(
     return base.model_copy(update={"api": api, "store": store, "virtual": virtual or base.virtual})
 
 
-def _serve(
-    *,
-    data: Path | None,
-    database: str,
-    virtual: str,
-    host: str | None,
-    port: int | None,
-    friendly: bool,
-) -> None:
+def _serve(settings: Settings, backend: BackendMaker, *, friendly: bool) -> None:
     import uvloop  # noqa: PLC0415 - lazy by design
 
-    from scheduler.agent.inventory import local_inventory  # noqa: PLC0415 - lazy by design
-    from scheduler.backends.local import local  # noqa: PLC0415 - lazy by design
     from scheduler.daemon import Daemon, end_with_any_thread  # noqa: PLC0415 - lazy by design
     from scheduler.observability import configure_logging  # noqa: PLC0415 - lazy by design
 
-    settings = _settings(data=data, database=database, virtual=virtual, host=host, port=port)
     configure_logging(quiet=friendly)
     end_with_any_thread()
-    daemon = Daemon(settings, local(local_inventory(settings.virtual)))
+    daemon = Daemon(settings, backend)
     # What was built so far lives as long as the process: a full collection would walk all of it
     # each time, 0.15 s during which nobody is answered (docs/adr/0002).
     gc.collect()

@@ -7,7 +7,7 @@ settings file yet.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -196,6 +196,25 @@ class ExecutionSettings(_Section):
     )
 
 
+class KubernetesSettings(_Section):
+    """Executing on a cluster (`haversack serve --executor kubernetes`).
+
+    Attributes:
+        kubeconfig: how to reach the API server; without one, as a pod of the cluster.
+        namespace: where the leader's epoch is published, as Lease `haversack-epoch`.
+        binds_in_flight_max: gangs that are bound at once.
+        sync_s: how long the first reading of nodes and pods may take.
+        fence: `required` refuses to start where the API server would not turn a stale leader away;
+            `preferred` starts, and readiness says so.
+    """
+
+    kubeconfig: Path | None = None
+    namespace: str = "haversack-system"
+    binds_in_flight_max: Annotated[int, Field(ge=1)] = 64
+    sync_s: Positive = 60.0
+    fence: Literal["required", "preferred"] = "preferred"
+
+
 class StoreSettings(_Section):
     """Where state lives.
 
@@ -232,6 +251,7 @@ class Settings(BaseSettings):
     cycle: CycleSettings = CycleSettings()
     placement: PlacementSettings = PlacementSettings()
     execution: ExecutionSettings = ExecutionSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
     store: StoreSettings = StoreSettings()
     virtual: str = ""
     """Simulated GPUs instead of this host's, for example `16x8:H100`."""

@@ -6,7 +6,6 @@ otherwise; a query that this driver or GPU does not support proves nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from scheduler.agent import host
 from scheduler.agent.links import Port, link_matrices, read_port
 from scheduler.agent.nvml import Device, NvmlError, NvmlLibrary, Pynvml, optional
 from scheduler.ids import node_id
+from scheduler.model.gpu_names import short_model
 from scheduler.model.node import NO_LINKS, Gpu, Health, Links, Node
 from scheduler.model.ports import Inventory
 from scheduler.model.quantity import GpuId, Resources
@@ -25,9 +25,6 @@ from scheduler.virtual import VirtualInventory
 log = structlog.get_logger(__name__)
 
 _BYTES_PER_MIB = 1_048_576
-_BRANDS = frozenset({"NVIDIA", "TESLA", "QUADRO", "GRID", "GEFORCE"})
-_CONSUMER = frozenset({"RTX", "GTX", "TITAN"})
-_NOT_A_MODEL = re.compile(r"SXM\d*|PCIE|NVL|HBM\w*|\d+GB|GPU|LAPTOP|GENERATION", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,23 +204,6 @@ def local_inventory(virtual: str = "") -> Inventory:
         ConfigurationError: `virtual` is malformed.
     """
     return VirtualInventory(virtual) if virtual else HostInventory()
-
-
-def short_model(name: str) -> str:
-    """The model by which jobs ask for a GPU, from NVML's product name.
-
-    Brand, form factor and memory size go; data-centre cards keep one word, RTX, GTX and TITAN
-    cards keep their number: `NVIDIA H200` -> `H200`, `NVIDIA A100-SXM4-80GB` -> `A100`,
-    `NVIDIA H100 80GB HBM3` -> `H100`, `NVIDIA GeForce RTX 3080 Ti` -> `RTX-3080-Ti`. Boards of
-    one model with other memory sizes share the name; `memory_mib` tells them apart.
-    """
-    words = [word for word in re.split(r"[\s-]+", name) if word and word.upper() not in _BRANDS]
-    kept = [word for word in words if not _NOT_A_MODEL.fullmatch(word)] or words
-    if not kept:
-        return "unknown"
-    if kept[0].upper() in _CONSUMER:
-        return "-".join(kept)
-    return kept[0]
 
 
 def _ill(gpu: Gpu, error: NvmlError) -> _Seen:

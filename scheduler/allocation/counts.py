@@ -2,21 +2,24 @@
 
 To repack, everything that runs or waits is packed anew at every event. Exact GPUs do not matter
 for that, and equal nodes need not be told apart, so best fit is a walk over a handful of states.
-NVLink domains and racks are not counted: whoever packs for real may find that a gang does not fit.
+NVLink domains and racks are not counted, nor sites beyond the first `SITES_MAX`: whoever packs for
+real may find that a gang does not fit.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 
 import numpy as np
 
-from scheduler.model.columns import NO_GPU, NodeTable
-from scheduler.model.job import Worker
+from scheduler.allocation.site_classes import site_classes, sites_of
+from scheduler.model.columns import NO_GPU, Bools, Ints, NodeTable
+from scheduler.model.counting import in_pool
+from scheduler.model.job import JobShape, Worker
 from scheduler.model.plan import TaskPlacement
 from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import WHOLE_GPU_MILLI
@@ -34,8 +37,9 @@ class State:
         memory: free MiB.
         whole: entirely free GPUs.
         parts: what is left of GPUs in use, ascending.
-        pool: code of its pool.
+        place: its class of nodes that are alike to all who compete, as `site_classes` has it.
         model: code of its GPU model, `NO_GPU` for none or several.
+        extras: what is left of each further resource that anybody competes for, by name.
     """
 
     milli: int
@@ -43,8 +47,9 @@ class State:
     memory: int
     whole: int
     parts: tuple[int, ...]
-    pool: int
+    place: int
     model: int
+    extras: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -64,29 +69,43 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kind:
+    """Gangs of one kind.
+
+    Attributes:
+        places: whether it may use nodes of each class.
+        extras: what a worker takes of each further resource that anybody competes for.
+    """
+
     number: int
     worker: Worker
     workers: int
+    places: Bools
+    extras: tuple[int, ...]
 
 
 class Counts:
     """Open nodes by state; draws on them by best fit."""
 
-    def __init__(self, table: NodeTable, held: Iterable[TaskPlacement]) -> None:
+    def __init__(
+        self, table: NodeTable, held: Iterable[TaskPlacement], shapes: Collection[JobShape]
+    ) -> None:
         """Count nodes. O(GPUs + held tasks).
 
         Args:
             table: what the nodes are.
             held: what keeps its place whatever happens.
+            shapes: of all who compete.
         """
         self._table = table
+        self._place = site_classes(table, sites_of(table, (shape.worker for shape in shapes)))
+        self._names = tuple(sorted({name for shape in shapes for name, _ in shape.extras}))
         self._slot_of: dict[State, _Slot] = {}
         self._filled: list[_Slot] = []
         self._kinds: dict[tuple[Worker, int], _Kind] = {}
         self._kind_of: dict[str, _Kind] = {}
         self.milli = 0
         """Free GPU thousandths of all nodes."""
-        for state, nodes in _states(table, held):
+        for state, nodes in _states(table, held, self._place, self._names):
             self._fill(self._slot(state), nodes)
             self.milli += state.milli * nodes
 
@@ -115,9 +134,16 @@ class Counts:
             worker, workers = shape.worker, shape.tasks // shape.tasks_per_worker
             kind = self._kinds.get((worker, workers))
             if kind is None:
-                kind = self._kinds[worker, workers] = _Kind(len(self._kinds), worker, workers)
+                kind = self._kinds[worker, workers] = self._described(worker, workers)
             self._kind_of[class_key] = kind
         return kind
+
+    def _described(self, worker: Worker, workers: int) -> _Kind:
+        places = np.zeros(int(self._place.max(initial=-1)) + 1, dtype=np.bool_)
+        places[self._place[in_pool(self._table, worker)]] = True
+        amounts = dict(worker.extras)
+        extras = tuple(amounts.get(name, 0) for name in self._names)
+        return _Kind(len(self._kinds), worker, workers, places, extras)
 
     def _draw_singly(self, kind: _Kind, jobs: int) -> int:
         """Draw up to so many gangs of one worker each; how many fitted."""
@@ -155,7 +181,7 @@ class Counts:
         for slot in self._filled:
             fits = slot.fits.get(kind.number)
             if fits is None:
-                fits = slot.fits[kind.number] = _fits(kind.worker, slot.state, self._table)
+                fits = slot.fits[kind.number] = _fits(kind, slot.state, self._table)
             if fits >= missing:
                 return slot, fits
             if fits > most:
@@ -166,7 +192,7 @@ class Counts:
         key = (kind.number, workers)
         after = slot.after.get(key)
         if after is None:
-            after = slot.after[key] = self._slot(_drawn(kind.worker, slot.state, workers))
+            after = slot.after[key] = self._slot(_drawn(kind, slot.state, workers))
         return after
 
     def _slot(self, state: State) -> _Slot:
@@ -192,41 +218,49 @@ class Counts:
 _state = attrgetter("state")
 
 
-def _states(table: NodeTable, held: Iterable[TaskPlacement]) -> list[tuple[State, int]]:
+def _states(
+    table: NodeTable, held: Iterable[TaskPlacement], place: Ints, names: Sequence[str]
+) -> list[tuple[State, int]]:
     """(state, open nodes in it), ascending by GPUs, CPU, memory."""
     gpu = np.where(table.gpu_open, WHOLE_GPU_MILLI, 0)
     cpu, memory = table.cpu.copy(), table.memory.copy()
+    extras = {name: table.capacity_of(name).copy() for name in names}
     for task in held:
         row = table.row_of.get(task.node_id)
         if row is None:
             continue
         cpu[row] -= task.cpu_milli
         memory[row] -= task.memory_mib
+        for name, amount in task.extras:
+            if name in extras:
+                extras[name][row] -= amount
         for gpu_id in task.gpu_ids:
             where = table.gpu_at.get(gpu_id)
             if where is not None:
                 gpu[where] -= task.gpu_milli
     gpu.sort(axis=1)
-    amounts = np.column_stack([np.maximum(gpu, 0), np.maximum(cpu, 0), np.maximum(memory, 0)])
-    rows = np.column_stack([amounts, table.pool, table.model])[table.open]
+    free = [np.maximum(amounts, 0) for amounts in (gpu, cpu, memory, *extras.values())]
+    what = [*free[:3], place, table.model, *free[3:]]
+    rows = np.column_stack(what)[table.open]
     different, nodes = np.unique(rows, axis=0, return_counts=True)
     return [
-        (_state_of(row), count)
+        (_state_of(row, table.gpu_open.shape[1]), count)
         for row, count in zip(different.tolist(), nodes.tolist(), strict=True)
     ]
 
 
-def _state_of(row: list[int]) -> State:
-    *gpus, cpu, memory, pool, model = row
+def _state_of(row: list[int], width: int) -> State:
+    gpus, (cpu, memory, place, model, *extras) = row[:width], row[width:]
     whole = gpus.count(WHOLE_GPU_MILLI)
     parts = tuple(milli for milli in gpus if 0 < milli < WHOLE_GPU_MILLI)
     milli = whole * WHOLE_GPU_MILLI + sum(parts)
-    return State(milli, cpu, memory, whole, parts, pool, model)
+    return State(milli, cpu, memory, whole, parts, place, model, tuple(extras))
 
 
-def _fits(worker: Worker, state: State, table: NodeTable) -> int:
+def _fits(kind: _Kind, state: State, table: NodeTable) -> int:
     """Workers that a node in `state` holds."""
-    if worker.pool is not None and table.pools[state.pool] != worker.pool:
+    worker = kind.worker
+    if not kind.places[state.place]:
         return 0
     known = worker.gpu_models and state.model != NO_GPU
     if known and table.models[state.model] not in worker.gpu_models:
@@ -242,11 +276,15 @@ def _fits(worker: Worker, state: State, table: NodeTable) -> int:
         fits = min(fits, state.cpu // worker.needs.cpu_milli)
     if worker.needs.memory_mib:
         fits = min(fits, state.memory // worker.needs.memory_mib)
+    for left, each in zip(state.extras, kind.extras, strict=True):
+        if each:
+            fits = min(fits, left // each)
     return fits
 
 
-def _drawn(worker: Worker, state: State, workers: int) -> State:
+def _drawn(kind: _Kind, state: State, workers: int) -> State:
     """What a node in `state` has left after `workers` of them."""
+    worker = kind.worker
     whole, parts = state.whole - worker.needs.gpus * workers, list(state.parts)
     for _ in range(worker.parts * workers if worker.gpu_milli else 0):
         tight = next((part for part in parts if part >= worker.gpu_milli), None)
@@ -263,6 +301,9 @@ def _drawn(worker: Worker, state: State, workers: int) -> State:
         memory=state.memory - worker.needs.memory_mib * workers,
         whole=whole,
         parts=tuple(parts),
-        pool=state.pool,
+        place=state.place,
         model=state.model,
+        extras=tuple(
+            left - each * workers for left, each in zip(state.extras, kind.extras, strict=True)
+        ),
     )

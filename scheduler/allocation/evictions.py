@@ -236,6 +236,8 @@ def _without(columns: Columns, rows: Ints, amounts: Ints) -> Places:
         whole,
         np.maximum(table.cpu[rows] - columns.cpu_held[rows] + amounts[:, -2], 0),
         np.maximum(table.memory[rows] - columns.memory_held[rows] + amounts[:, -1], 0),
+        # As if nobody held any of them: a model that knows no more is looser, and its bound holds.
+        {name: table.capacity_of(name)[rows] for name in columns.free.extras},
     )
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 
+from scheduler.allocation.given import Given
 from scheduler.allocation.limits import Quotas, Reserves
 from scheduler.allocation.reach import Reach, Reaches, View, fits_when_empty
 from scheduler.model.columns import Ints
@@ -25,10 +25,9 @@ from scheduler.model.plan import (
     Placement,
     Reason,
     ReasonCode,
-    TaskPlacement,
     Waiting,
 )
-from scheduler.model.quantity import WHOLE_GPU_MILLI, UtcSeconds
+from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 
 _LABELS = {"gpus": "GPUs", "cpu_milli": "m CPU", "memory_mib": "MiB memory"}
@@ -98,11 +97,11 @@ class Explainer:
                 left.setdefault(job.class_key, []).append(job)
         if not left:
             return ()
+        given = Given.of(placements, self._snapshot)
         later = self._before
         if placements:
-            started = chain.from_iterable(placement.tasks for placement in placements)
-            later = Reaches(self._snapshot.columns.changed((), started).free)
-        limits = _Limits(self._snapshot, placements)
+            later = Reaches(given.left(self._snapshot.columns.free))
+        limits = _Limits(self._snapshot, given)
         found: dict[JobShape, _Found] = {}
         records = []
         for class_key, jobs in sorted(left.items()):
@@ -144,17 +143,19 @@ class _Found:
 class _Limits:
     """What the terms leave after the plan."""
 
-    def __init__(self, snapshot: Snapshot, placements: Sequence[Placement]) -> None:
+    def __init__(self, snapshot: Snapshot, given: Given) -> None:
         self._quotas = Quotas(snapshot)
         self._reserves = Reserves(snapshot)
         self._spare: Ints | None = None
-        self._caps: dict[tuple[int, int], Ints] = {}
+        self._caps: dict[tuple[Reach, int], Ints] = {}
         if not self._quotas:
             return
-        for placement in placements:
-            job = snapshot.waiting.get(placement.job_id)
+        taken: dict[TenantId, int] = {}
+        for job, milli in zip(given.jobs, given.drawn.tolist(), strict=True):
             if job is not None:
-                self._quotas.take(job.tenant, sum(_milli_of(placement.tasks)))
+                taken[job.tenant] = taken.get(job.tenant, 0) + milli
+        for tenant, milli in taken.items():
+            self._quotas.take(tenant, milli)
 
     def reasons(self, job: WaitingJob, view: View, *, fits: bool) -> Iterator[Reason]:
         """Which of them keeps `job` waiting; headroom only matters where it would fit."""
@@ -183,17 +184,13 @@ class _Limits:
 
     def _tasks_beside_headroom(self, view: View) -> int:
         reach, each = view.reach, max(1, view.worker.needs.gpus)
-        cap = self._caps.get((id(reach), each))  # reaches live as long as what they are asked for
+        cap = self._caps.get((reach, each))
         if cap is None:
             if self._spare is None:
                 self._spare = self._reserves.spare(reach.free)
             spare = self._spare[list(reach.codes)][:, reach.some]
-            cap = self._caps[id(reach), each] = (spare // each).sum(axis=0)
+            cap = self._caps[reach, each] = (spare // each).sum(axis=0)
         return int(np.minimum(view.tasks, cap).sum())
-
-
-def _milli_of(tasks: Sequence[TaskPlacement]) -> Iterator[int]:
-    return (len(task.gpu_ids) * task.gpu_milli for task in tasks)
 
 
 def _record(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scheduler.allocation.groups import UNBOUNDED
-from scheduler.allocation.outline import Outline, Scene, runs_of
+from scheduler.allocation.outline import Outline, Scene
 from scheduler.model.columns import Floats
 from scheduler.model.quantity import TenantId
 from scheduler.model.snapshot import Snapshot
@@ -136,20 +136,17 @@ def _start(
     outline: Outline, scene: Scene, cost: Floats, upper: Floats
 ) -> tuple[tuple[int, ...], ...]:
     """Write the columns of runs; who is in each."""
-    number = {outline.named(key): at for at, key in enumerate(outline.buckets)}
+    number = {key: at for at, key in enumerate(outline.buckets)}
+    kinds = {kind: at for at, kind in enumerate(outline.kinds)}
+    kind_of = [kinds.get(kind, -1) for kind in scene.kinds]
     members: list[tuple[int, ...]] = [()] * outline.first_run[-1]
     gangs = scene.gangs
-    for bucket in scene.buckets:
-        if not bucket.gangs:
+    for bucket, runs in zip(scene.buckets, scene.runs, strict=True):
+        if not runs:
             continue
-        name = (
-            scene.kinds[bucket.kind],
-            bucket.workers,
-            bucket.workers_max,
-            bucket.one_rack,
-            bucket.tenant,
-        )
-        for at, run in enumerate(runs_of(gangs, bucket), outline.first_run[number[name]]):
+        sizes = (bucket.workers, bucket.workers_max, bucket.one_rack, bucket.tenant)
+        first = outline.first_run[number[(kind_of[bucket.kind], *sizes)]]
+        for at, run in enumerate(runs, first):
             members[at] = run
             cost[at] = gangs[run[0]].value
             upper[at] = len(run)

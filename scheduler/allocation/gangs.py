@@ -40,20 +40,32 @@ class Gang:
 
 def gang_of(entry: OrderedJob) -> Gang:
     """The gang of an ordered job."""
-    shape = entry.job.shape
-    each = shape.tasks_per_worker
-    return Gang(
-        job=entry.job,
-        rank=entry.rank,
-        value=entry.value,
-        worker=shape.worker,
-        workers=shape.tasks // each,
-        workers_max=shape.tasks_max // each,
-        tasks_per_worker=each,
-        one_rack=shape.topology is Topology.SAME_RACK,
-    )
+    return _gang(entry, entry.job.shape.worker)
 
 
 def gangs_of(ordered: Sequence[OrderedJob]) -> tuple[Gang, ...]:
     """One gang for each job, in queue order. O(jobs)."""
-    return tuple(gang_of(entry) for entry in ordered)
+    # Jobs of one class have one shape, and a string is found faster than a worker is made.
+    workers: dict[str, Worker] = {}
+    gangs = []
+    for entry in ordered:
+        worker = workers.get(entry.job.class_key)
+        if worker is None:
+            worker = workers[entry.job.class_key] = entry.job.shape.worker
+        gangs.append(_gang(entry, worker))
+    return tuple(gangs)
+
+
+def _gang(entry: OrderedJob, worker: Worker) -> Gang:
+    shape = entry.job.shape
+    each = shape.tasks_per_worker
+    return Gang(
+        entry.job,
+        entry.rank,
+        entry.value,
+        worker,
+        shape.tasks // each,
+        shape.tasks_max // each,
+        each,
+        shape.topology is Topology.SAME_RACK,
+    )

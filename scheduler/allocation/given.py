@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.model.columns import Bools, Ints, NodeTable
+from scheduler.model.columns import Bools, Free, Ints, NodeTable
 from scheduler.model.job import WaitingJob
-from scheduler.model.plan import Placement, Plan, TaskPlacement
+from scheduler.model.plan import Placement, TaskPlacement
 from scheduler.model.quantity import WHOLE_GPU_MILLI, GpuId
 from scheduler.model.snapshot import Snapshot
 
@@ -56,10 +56,9 @@ class Given:
     at: Ints
 
     @classmethod
-    def of(cls, plan: Plan, snapshot: Snapshot) -> Given:
-        """Read a plan. O(placed tasks)."""
+    def of(cls, placements: Sequence[Placement], snapshot: Snapshot) -> Given:
+        """Read a plan's placements. O(placed tasks)."""
         table = snapshot.columns.table
-        placements = plan.placements
         sizes = ints([len(placement.tasks) for placement in placements])
         tasks = [task for placement in placements for task in placement.tasks]
         row_of, gpu_at = table.row_of, table.gpu_at
@@ -88,6 +87,30 @@ class Given:
         total = np.zeros(len(self.placements), dtype=np.int64)
         np.add.at(total, self.owner, self.gpus * self.milli)
         return total
+
+    def left(self, free: Free) -> Free:
+        """What of `free` is left. O(tasks) and a copy of the arrays."""
+        after, table = free.copy(), free.table
+        known = self.row >= 0
+        for amounts, given in ((after.cpu, self.cpu), (after.memory, self.memory)):
+            np.subtract.at(amounts, self.row[known], given[known])
+            np.maximum(amounts, 0, out=amounts)
+        for task, row in zip(self.tasks, self.row.tolist(), strict=True):
+            for name, amount in task.extras if row >= 0 else ():
+                if name not in after.extras:
+                    after.extras[name] = after.amount_of(name).copy()
+                after.extras[name][row] = max(0, after.extras[name][row] - amount)
+        found = self.at[:, 0] >= 0
+        row, index = self.at[found].T
+        np.subtract.at(after.gpu, (row, index), self.milli[self.user[found]])
+        rows = np.unique(row)
+        gpu = np.maximum(after.gpu[rows], 0)
+        entire, model = gpu == WHOLE_GPU_MILLI, table.gpu_model[rows]
+        after.gpu[rows], after.milli[rows] = gpu, gpu.sum(axis=1)
+        after.entire[rows] = entire.sum(axis=1)
+        for code in range(len(table.models)):
+            after.whole[code, rows] = (entire & (model == code)).sum(axis=1)
+        return after
 
 
 def ints(values: Sequence[int]) -> Ints:

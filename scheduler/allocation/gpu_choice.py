@@ -54,6 +54,7 @@ def placement_of(table: NodeTable, gang: Gang, loads: Loads, worth: Worth, stage
                     per_task.cpu_milli,
                     per_task.memory_mib,
                     milli,
+                    gang.shape.extras,
                 )
             )
     return Placement(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from scheduler.allocation.gangs import Gang
 from scheduler.allocation.room import Loads, Room
 from scheduler.allocation.worth import Packing, Worth
@@ -81,14 +83,14 @@ def by_density(gangs: Sequence[Gang], free: Free) -> list[int]:
         max(1, int(free.cpu.sum())),
         max(1, int(free.memory.sum())),
     )
-    keys = []
+    densities = np.empty(len(gangs))
     for index, gang in enumerate(gangs):
         share = shares.get(gang.job.class_key)
         if share is None:
             share = shares[gang.job.class_key] = dominant_share(gang, amounts)
-        keys.append((-gang.value / share, index))
-    keys.sort()
-    return [index for _, index in keys]
+        densities[index] = gang.value / share
+    order: list[int] = np.argsort(-densities, kind="stable").tolist()
+    return order
 
 
 def dominant_share(gang: Gang, amounts: tuple[int, int, int]) -> float:

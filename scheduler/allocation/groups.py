@@ -15,17 +15,20 @@ With `each_node` every node is a group of its own, and the rows are the node's o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 
 from scheduler.allocation.gangs import Gang
+from scheduler.allocation.site_classes import site_classes
 from scheduler.allocation.worth import gpu_prices
 from scheduler.model.columns import NO_GPU, Bools, Floats, Free, Ints, NodeTable
+from scheduler.model.counting import anywhere, in_pool
 from scheduler.model.job import Worker
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
+from scheduler.model.site import Site
 from scheduler.model.terms import Terms
 
 SIZES_MAX = 8
@@ -46,6 +49,7 @@ class Places:
         gpu: (n, G) free thousandths of each GPU.
         whole: (M, n) entirely free GPUs by model.
         cpu, memory: (n,) free milli-CPU and MiB.
+        extras: (n,) what is free of further resources, by name; of others all that nodes have.
     """
 
     row: Ints
@@ -53,11 +57,19 @@ class Places:
     whole: Ints
     cpu: Ints
     memory: Ints
+    extras: Mapping[str, Ints] = field(default_factory=dict)
 
     @classmethod
     def of(cls, free: Free, rows: Ints) -> Places:
         """These rows as they are."""
-        return cls(rows, free.gpu[rows], free.whole[:, rows], free.cpu[rows], free.memory[rows])
+        return cls(
+            rows,
+            free.gpu[rows],
+            free.whole[:, rows],
+            free.cpu[rows],
+            free.memory[rows],
+            {name: amounts[rows] for name, amounts in free.extras.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +179,17 @@ class Fits:
                 if key not in self._known:
                     self._known[key] = free // each
                 count = np.minimum(count, self._known[key])
-        if worker.pool is not None:
-            return np.where(allowed(self.table, worker)[self.places.row], count, 0)
-        return count
+        for name, amount in worker.extras:
+            if amount:
+                count = np.minimum(count, self._extra(name) // amount)
+        if anywhere(self.table, worker):
+            return count
+        return np.where(allowed(self.table, worker)[self.places.row], count, 0)
+
+    def _extra(self, name: str) -> Ints:
+        """(n,) what is free of a further resource."""
+        found = self.places.extras.get(name)
+        return self.table.capacity_of(name)[self.places.row] if found is None else found
 
     def _gpus(self, worker: Worker) -> Ints:
         key = (
@@ -225,12 +245,8 @@ def accepts(worker: Worker, model: str) -> bool:
 
 
 def allowed(table: NodeTable, worker: Worker) -> Bools:
-    """(N,) nodes that new workers of this kind may use, by pool."""
-    if worker.pool is None:
-        return table.open
-    pools = {name: code for code, name in enumerate(table.pools)}
-    right: Bools = table.open & (table.pool == pools.get(str(worker.pool), -1))
-    return right
+    """(N,) nodes that new workers of this kind may use, by state, pool and site."""
+    return table.open if anywhere(table, worker) else table.open & in_pool(table, worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +291,25 @@ class Groups:
         np.add.at(total, self.of_row[rows], values)
         return total
 
+    @property
+    def row_price(self) -> Floats:
+        """(N,) what the objective pays for one GPU of each node; 0 for nodes in no group."""
+        found: Floats = np.append(self.price, 0.0)[self.of_row]
+        return found
 
-def groups_of(table: NodeTable, terms: Terms, *, racks: bool, each_node: bool) -> Groups:
-    """Nodes alike in GPU models, pool, price and (with `racks`) rack form one group. O(N)."""
+
+def groups_of(
+    table: NodeTable,
+    terms: Terms,
+    sites: Sequence[Site],
+    *,
+    racks: bool,
+    each_node: bool,
+) -> Groups:
+    """Nodes alike in GPU models, pool, price and (with `racks`) rack form one group.
+
+    And they are alike to all `sites`. O(N log N + sites * N).
+    """
     rows = np.flatnonzero(table.open)
     price = gpu_prices(table, terms)
     if each_node:
@@ -285,7 +317,7 @@ def groups_of(table: NodeTable, terms: Terms, *, racks: bool, each_node: bool) -
         of_row[rows] = np.arange(rows.size)
         return Groups(tuple((int(row),) for row in rows), of_row, table.rack[rows], price[rows])
     model = np.where(table.model == NO_GPU, _mixed(table), table.model)
-    parts = [model, table.pool]
+    parts = [model, site_classes(table, sites)]
     if terms.price_weight and terms.prices:
         parts.append(table.price)
     if racks:

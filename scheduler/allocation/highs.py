@@ -125,8 +125,8 @@ def arrays_of(model: PulpModel) -> Arrays:
     value: list[float] = []
     starts = [0]
     for row in model.rows:
-        index += [column.index for column in row]
-        value += row.values()
+        index += [column.index for column in row.expr]
+        value += row.expr.values()
         starts.append(len(index))
     return Arrays(
         cost,

@@ -27,7 +27,7 @@ class Kind:
     Attributes:
         codes: model codes it accepts, best first.
         ranked: whether the order of `codes` is the job's wish.
-        eligible: (N,) rows that take new work, of its pool, with a GPU of its models.
+        eligible: (N,) rows that take new work, that it may use, with a GPU of its models.
         fits: (N,) workers that each row holds now.
         score: (N,) how bad each row is; infinite where none fits.
         seen: the stock's count of changes when the columns were last true.

@@ -140,10 +140,9 @@ def _rows(
     outline: Outline, figures: Figures, columns: dict[str, list[Any]]
 ) -> Iterator[tuple[str, int, Terms, float]]:
     """(name, sense, terms, limit) of every row; the first ones in the order of `limits_of`."""
-    counts: defaultdict[int, list[tuple[Any, int]]] = defaultdict(list)  # by group
+    draws = _Draws(outline, columns["count"])
     wholes: list[Terms] = [[] for _ in outline.kinds]
-    for column, (kind, group) in zip(columns["count"], outline.pairs.tolist(), strict=True):
-        counts[group].append((column, kind))
+    for column, (kind, _) in zip(columns["count"], outline.pairs.tolist(), strict=True):
         wholes[kind].append((column, 1.0))
     starts = [columns["start"][a:b] for a, b in pairwise(outline.first_run)]
     extras = iter(columns["extra"])
@@ -153,8 +152,8 @@ def _rows(
         wholes[kind] += [(column, -1.0) for column in grown.get(number, ())]
     first = [
         *((f"whole_{kind}", pulp.LpConstraintEQ, terms) for kind, terms in enumerate(wholes)),
-        *_room_rows(outline, counts, columns["evict"]),
-        *_reserve_rows(outline, counts, columns),
+        *_room_rows(outline, draws, columns["evict"]),
+        *_reserve_rows(outline, draws, columns),
         *_quota_rows(outline, starts, grown, columns),
         *_block_rows(outline, columns["keep"]),
     ]
@@ -169,10 +168,24 @@ def _rows(
     yield from _eviction_rows(outline, figures, columns)
 
 
+class _Draws:
+    """What the workers of each group draw of each dimension, as terms."""
+
+    def __init__(self, outline: Outline, count: Sequence[Any]) -> None:
+        self._need = outline.need.T.tolist()
+        self._count: defaultdict[int, list[tuple[Any, int]]] = defaultdict(list)
+        for column, (kind, group) in zip(count, outline.pairs.tolist(), strict=True):
+            self._count[group].append((column, kind))
+
+    def terms(self, group: int, dimension: int) -> Terms:
+        """Of one group and dimension."""
+        need = self._need[dimension]
+        return [(column, need[kind]) for column, kind in self._count[group] if need[kind]]
+
+
 def _room_rows(
-    outline: Outline, counts: dict[int, list[tuple[Any, int]]], evict: Sequence[Any]
+    outline: Outline, draws: _Draws, evict: Sequence[Any]
 ) -> Iterator[tuple[str, int, Terms]]:
-    need = outline.need.T.tolist()
     freed = _chosen_freed(outline)
     of_group: defaultdict[int, list[int]] = defaultdict(list)
     if outline.options is not None:
@@ -180,10 +193,8 @@ def _room_rows(
         for at, group in enumerate(outline.groups.of_row[rows].tolist()):
             of_group[group].append(at)
     for group in range(len(outline.groups.key)):
-        here = counts.get(group, [])
         for dimension in np.flatnonzero(outline.binding[0][group]).tolist():
-            each = need[dimension]
-            terms = [(column, each[kind]) for column, kind in here if each[kind]]
+            terms = draws.terms(group, dimension)
             terms += [
                 (evict[at], -float(freed[at, dimension]))
                 for at in of_group.get(group, ())
@@ -199,11 +210,9 @@ def _chosen_freed(outline: Outline) -> Floats:
 
 
 def _reserve_rows(
-    outline: Outline,
-    counts: dict[int, list[tuple[Any, int]]],
-    columns: dict[str, list[Any]],
+    outline: Outline, draws: _Draws, columns: dict[str, list[Any]]
 ) -> Iterator[tuple[str, int, Terms]]:
-    need, freed = outline.need, _chosen_freed(outline)
+    freed = _chosen_freed(outline)
     group_of = (
         []
         if outline.options is None
@@ -214,12 +223,7 @@ def _reserve_rows(
     ):
         for at, size in enumerate(outline.dims.reserve):
             dimension = outline.dims.rows + at
-            terms = [
-                (column, float(need[kind, dimension]))
-                for group in groups
-                for column, kind in counts.get(group, ())
-                if need[kind, dimension]
-            ]
+            terms = [term for group in groups for term in draws.terms(group, dimension)]
             if blocks := outline.headroom[headroom].gpus // size:
                 terms.append((keep, float(blocks)))
             terms += [

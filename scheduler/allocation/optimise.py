@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from scheduler.allocation.evictions import Options, Victim, options_of
 from scheduler.allocation.exact import deal, point_of, whole_point
@@ -30,9 +31,11 @@ from scheduler.allocation.knapsack import (
 from scheduler.allocation.outline import Outline, Scene, outline_of
 from scheduler.allocation.room import Loads, Room
 from scheduler.allocation.shelves import Shelves, dealt, shelvable
+from scheduler.allocation.site_classes import sites_of
 from scheduler.allocation.worth import Packing, Worth
 from scheduler.model.columns import Floats
 from scheduler.model.job import Topology
+from scheduler.model.plan import relative_gap
 from scheduler.model.ports import Effort
 from scheduler.model.snapshot import Snapshot
 from scheduler.model.terms import EXTRA_WORTH
@@ -46,6 +49,8 @@ REUSES_MAX = 50
 SHELVES_GANGS = 300
 """So many gangs are packed by counts; fewer are worth a look at every node's score."""
 DIVE_STEPS_MAX = 24
+WISHES = frozenset({Topology.PREFER_SAME_RACK, Topology.PREFER_SAME_NVLINK})
+"""Topologies that counts do not see."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +92,7 @@ class Candidate:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Task:
     """What a decision packs.
 
@@ -97,6 +102,8 @@ class Task:
         rooms: makes a fresh room of what is free.
         worth: the objective.
         victims: running attempts that may be stopped.
+        standing: what the running jobs are worth together that a decision may stop.
+        most: how many gangs may start; None for all.
     """
 
     snapshot: Snapshot
@@ -104,6 +111,26 @@ class Task:
     rooms: Callable[[], Room]
     worth: Worth
     victims: tuple[Victim, ...] = ()
+    standing: float = 0.0
+    most: int | None = None
+
+    @cached_property
+    def by_density(self) -> list[int]:
+        """Indexes of the gangs, the best value for its share of what is free first."""
+        return by_density(self.gangs, self.snapshot.columns.free)
+
+    @cached_property
+    def by_counts(self) -> bool:
+        """Whether there is much to place, and counts of GPUs say all that matters."""
+        classes = {gang.job.class_key: gang for gang in self.gangs}
+        table = self.snapshot.columns.table
+        return len(self.gangs) >= SHELVES_GANGS and all(
+            gang.workers_max == gang.workers
+            and not gang.one_rack
+            and shelvable(table, gang.worker)
+            and gang.shape.topology not in WISHES
+            for gang in classes.values()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +158,7 @@ def improve(
     scene = Scene.of(task.snapshot, task.gangs, options)
     value = task.worth.total(task.gangs, incumbent)
     best = Candidate(incumbent, (), value, everything(scene), "greedy" if incumbent else "empty")
-    if done(best, effort):
+    if done(task, best, effort):
         yield best
         return
     outline = outline_of(scene, options)
@@ -139,23 +166,24 @@ def improve(
     best = replace(best, columns=knapsack.outline.columns)
     if memory is not None and memory.prices is not None:
         best = _bounded(best, weak_dual_bound(knapsack, memory.prices))
-        if done(best, effort):
+        if done(task, best, effort):
             yield best
             return
     relaxed = relax(knapsack, limits)
     if memory is not None:
         memory.prices = relaxed.prices
     best = _bounded(replace(best, notes=relaxed.notes), relaxed.bound)
-    if not done(best, effort):
+    if not done(task, best, effort):
         best = _followed(task, knapsack, figures, relaxed, best, limits)
     yield best
-    if not done(best, effort):
+    if not done(task, best, effort):
         yield from _exact(task, scene, options, best, effort, limits)
 
 
-def done(candidate: Candidate, effort: Effort) -> bool:
-    """Whether the proven gap is small enough."""
-    return candidate.value >= candidate.bound * (1.0 - effort.gap_target)
+def done(task: Task, candidate: Candidate, effort: Effort) -> bool:
+    """Whether the proven gap is small enough, measured on all that will run."""
+    gap = relative_gap(candidate.value, candidate.bound, task.standing)
+    return gap <= effort.gap_target
 
 
 def everything(scene: Scene) -> float:
@@ -238,8 +266,8 @@ def pack_goal(task: Task, goal: Goal, outline: Outline) -> Packed:
     """Place a goal on real nodes, fill up, let elastic gangs grow, keep who need not leave."""
     gangs, worth = task.gangs, task.worth
     leaving = _leaving(task, goal)
-    order = [*goal.torn, *by_density(gangs, task.snapshot.columns.free)]
-    if _by_counts(task):
+    order = [*goal.torn, *task.by_density]
+    if task.by_counts:
         room = _emptied(task, leaving)
         free, of_row = room.free.copy(), outline.groups.of_row
         shelves, placed = follow(
@@ -255,7 +283,7 @@ def pack_goal(task: Task, goal: Goal, outline: Outline) -> Packed:
             worth,
         )
         fill(shelves, gangs, placed, order, worth)
-        placed = dealt(free, gangs, placed)
+        placed = dealt(free, gangs, _most(task, placed))
         if not leaving:
             return Packed(placed)
         for index, loads in placed.items():
@@ -273,25 +301,27 @@ def pack_goal(task: Task, goal: Goal, outline: Outline) -> Packed:
     for index in order:
         if index in placed and gangs[index].workers_max > gangs[index].workers:
             placed[index] = grown(packer.room, gangs[index], placed[index], worth)
-    return Packed(placed, _kept(task, packer.room, placed, leaving))
+    return _finished(task, packer.room, placed, leaving)
 
 
-def _by_counts(task: Task) -> bool:
-    """Whether there is much to place, and counts of GPUs say all that matters."""
-    if len(task.gangs) < SHELVES_GANGS:
-        return False
-    seen: set[str] = set()
-    for gang in task.gangs:
-        if gang.job.class_key in seen:
-            continue
-        seen.add(gang.job.class_key)
-        if gang.workers_max > gang.workers or gang.one_rack:
-            return False
-        if not shelvable(task.snapshot.columns.table, gang.worker):
-            return False
-        if gang.shape.topology in (Topology.PREFER_SAME_RACK, Topology.PREFER_SAME_NVLINK):
-            return False
-    return True
+def _finished(
+    task: Task, room: Room, placed: dict[int, Loads], leaving: Sequence[Victim]
+) -> Packed:
+    """What of a packing starts now, and who must leave for it."""
+    starts = _most(task, placed)
+    for index, loads in placed.items():
+        if index not in starts:
+            room.give(task.gangs[index], loads)
+    return Packed(starts, _kept(task, room, starts, leaving))
+
+
+def _most(task: Task, placed: dict[int, Loads]) -> dict[int, Loads]:
+    """The most valuable gangs of a packing, as many as may start."""
+    if task.most is None or len(placed) <= task.most:
+        return placed
+    worth = {index: task.worth.of(task.gangs[index], loads) for index, loads in placed.items()}
+    chosen = sorted(placed, key=lambda index: (-worth[index], index))[: task.most]
+    return {index: placed[index] for index in chosen}
 
 
 def _leaving(task: Task, goal: Goal) -> list[Victim]:
@@ -343,11 +373,11 @@ def _exact(
     best = replace(best, columns=max(best.columns, outline.columns))
     relaxed = relax(knapsack, limits)
     best = _bounded(replace(best, notes=(*best.notes, *relaxed.notes)), relaxed.bound)
-    if done(best, effort):
+    if done(task, best, effort):
         yield best
         return
     best = _followed(task, knapsack, figures, relaxed, best, limits)
-    if done(best, effort):
+    if done(task, best, effort):
         yield best
         return
     start = point_of(knapsack, figures, task.gangs, best.packing, best.evicted)
@@ -370,24 +400,21 @@ def _dealt_goal(task: Task, goal: Goal, outline: Outline) -> Packed:
     leaving = _leaving(task, goal)
     packer = RoomPacker(_emptied(task, leaving), outline.groups.of_row)
     placed = deal(packer.room, gangs, goal, [key[0] for key in outline.groups.key])
-    fill(packer, gangs, placed, by_density(gangs, task.snapshot.columns.free), worth)
-    return Packed(placed, _kept(task, packer.room, placed, leaving))
+    fill(packer, gangs, placed, task.by_density, worth)
+    return _finished(task, packer.room, placed, leaving)
 
 
-def greedy(task: Task, most: int | None = None) -> dict[int, Loads]:
-    """The incumbent, by density: packed by counts where there is much to place, else by scores.
-
-    Args:
-        task: what to pack.
-        most: how many gangs may start.
-    """
-    few = most is not None and most < len(task.gangs)
-    if few or not _by_counts(task):
-        return best_greedy(task.rooms, task.gangs, task.worth, most=most)
+def greedy(task: Task) -> dict[int, Loads]:
+    """The incumbent, by density: packed by counts where there is much to place, else by scores."""
+    few = task.most is not None and task.most < len(task.gangs)
+    if few or not task.by_counts:
+        return best_greedy(task.rooms, task.gangs, task.worth, most=task.most)
     snapshot = task.snapshot
     free = snapshot.columns.free
-    groups = groups_of(free.table, snapshot.terms, racks=False, each_node=False)
+    kinds = {gang.job.class_key: gang.worker for gang in task.gangs}.values()
+    sites = sites_of(free.table, kinds)
+    groups = groups_of(free.table, snapshot.terms, sites, racks=False, each_node=False)
     shelves = Shelves(snapshot, free, groups.of_row, groups.price.tolist())
     placed: dict[int, Loads] = {}
-    fill(shelves, task.gangs, placed, by_density(task.gangs, free), task.worth)
+    fill(shelves, task.gangs, placed, task.by_density, task.worth)
     return dealt(free.copy(), task.gangs, placed)

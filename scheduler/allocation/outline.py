@@ -25,18 +25,23 @@ from scheduler.allocation.groups import (
     Groups,
     Places,
     accepts,
+    allowed,
     groups_of,
     kinds_and_buckets,
 )
+from scheduler.allocation.site_classes import sites_of
 from scheduler.model.columns import NO_GPU, Bools, Floats, Ints, NodeTable
 from scheduler.model.job import Worker
 from scheduler.model.quantity import TenantId
 from scheduler.model.snapshot import Snapshot
 from scheduler.model.terms import Headroom, Terms
 
-RACK_PAIRS_MAX = 12_000
-"""More (kind, rack group) columns than this, and racks stay out of the model."""
+PAIRS_MAX = 12_000
+"""More (kind, group) columns than this, and racks stay out of the model, then more and more sites.
+"""
 
+Runs = tuple[tuple[int, ...], ...]
+"""Gangs of a bucket, by run."""
 BucketKey = tuple[int, int, int, bool, TenantId | None]
 """(kind, workers, workers_max, one_rack, tenant) of a bucket."""
 
@@ -144,7 +149,7 @@ class Outline:
             return False
         if self.table is not other.table and self.table.nodes != other.table.nodes:
             return False  # codes of models, pools and racks mean something else
-        if not np.array_equal(self.groups.price, other.groups.price):
+        if not np.array_equal(self.groups.row_price, other.groups.row_price):
             return False
         if (self.quotas, self.headroom) != (other.quotas, other.headroom):
             return False
@@ -169,6 +174,7 @@ class Scene:
         snapshot: the cluster.
         gangs: who waits, in queue order.
         kinds, buckets: the gangs, alike ones together.
+        runs: (buckets) gangs of each that are worth the same, together; most valuable first.
         rows: (n,) nodes that take work.
         places: what is free on them.
         fit: (W, n) workers of each kind that fit each of them, every kind alone.
@@ -178,6 +184,7 @@ class Scene:
     gangs: Sequence[Gang]
     kinds: tuple[Worker, ...]
     buckets: tuple[Bucket, ...]
+    runs: tuple[Runs, ...]
     rows: Ints
     places: Places
     fit: Ints
@@ -218,7 +225,8 @@ class Scene:
             )
             for bucket in buckets
         )
-        return cls(snapshot, gangs, kinds, cut, rows, places, most)
+        runs = tuple(_runs(gangs, bucket) for bucket in cut)
+        return cls(snapshot, gangs, kinds, cut, runs, rows, places, most)
 
 
 def _fit_at_most(
@@ -268,13 +276,18 @@ def outline_of(scene: Scene, options: Options | None = None, *, each_node: bool 
     """
     terms, table = scene.snapshot.terms, scene.table
     some = [bucket for bucket in scene.buckets if bucket.gangs]
+    runs = [len(runs) for runs in scene.runs if runs]
     used = sorted({bucket.kind for bucket in some})
     number = {kind: at for at, kind in enumerate(used)}
     kinds = tuple(scene.kinds[kind] for kind in used)
     racks = any(bucket.one_rack for bucket in some)
-    groups = groups_of(table, terms, racks=racks, each_node=each_node)
-    if racks and not each_node and len(groups.key) * len(kinds) > RACK_PAIRS_MAX:
-        racks, groups = False, groups_of(table, terms, racks=False, each_node=False)
+    sites = sites_of(table, kinds)
+    groups = groups_of(table, terms, sites, racks=racks, each_node=each_node)
+    while (racks or sites) and not each_node and len(groups.key) * len(kinds) > PAIRS_MAX:
+        if not racks:
+            sites = sites[: len(sites) // 2]
+        racks = False
+        groups = groups_of(table, terms, sites, racks=False, each_node=False)
     pairs = (
         _fitting_pairs(scene, used, groups) if each_node else _allowed_pairs(table, kinds, groups)
     )
@@ -288,9 +301,7 @@ def outline_of(scene: Scene, options: Options | None = None, *, each_node: bool 
         groups,
         racks,
         tuple((number[b.kind], b.workers, b.workers_max, b.one_rack, b.tenant) for b in some),
-        tuple(_padded(len(runs_of(scene.gangs, bucket))) for bucket in some)
-        if not each_node
-        else tuple(len(runs_of(scene.gangs, bucket)) for bucket in some),
+        tuple(runs) if each_node else tuple(_padded(count) for count in runs),
         pairs,
         quotas,
         headroom,
@@ -311,8 +322,7 @@ def _padded(runs: int) -> int:
     return size
 
 
-def runs_of(gangs: Sequence[Gang], bucket: Bucket) -> list[tuple[int, ...]]:
-    """Gangs of a bucket that are worth the same, together; most valuable first."""
+def _runs(gangs: Sequence[Gang], bucket: Bucket) -> Runs:
     found: list[list[int]] = []
     last = None
     for gang in bucket.gangs:
@@ -321,7 +331,7 @@ def runs_of(gangs: Sequence[Gang], bucket: Bucket) -> list[tuple[int, ...]]:
         else:
             found.append([gang])
             last = gangs[gang].value
-    return [tuple(run) for run in found]
+    return tuple(tuple(run) for run in found)
 
 
 def _quota_rows(terms: Terms) -> tuple[tuple[TenantId, ...], ...]:
@@ -337,20 +347,17 @@ def _quota_rows(terms: Terms) -> tuple[tuple[TenantId, ...], ...]:
 def _allowed_pairs(table: NodeTable, kinds: Sequence[Worker], groups: Groups) -> Ints:
     """(P, 2) every group that a kind may use, whether it fits there today or not."""
     model = np.array([key[0] for key in groups.key], dtype=np.int64)
-    pool = np.array([key[1] for key in groups.key], dtype=np.int64)
     masks: dict[tuple[object, ...], Ints] = {}
-    pools = {name: code for code, name in enumerate(table.pools)}
     found = []
     for number, kind in enumerate(kinds):
         has_gpus = bool(kind.milli)
-        key = (has_gpus, kind.gpu_models, kind.pool)
+        key = (has_gpus, kind.gpu_models, kind.pool, kind.site)
         if key not in masks:
-            right: Bools = np.ones(len(groups.key), dtype=np.bool_)
+            right: Bools = np.zeros(len(groups.key), dtype=np.bool_)
+            right[groups.of_row[allowed(table, kind)]] = True
             if has_gpus:
                 codes = [c for c, name in enumerate(table.models) if accepts(kind, name)]
-                right = np.isin(model, [*codes, len(table.models)])
-            if kind.pool is not None:
-                right = right & (pool == pools.get(str(kind.pool), NO_GPU))
+                right = right & np.isin(model, [*codes, len(table.models)])
             masks[key] = np.flatnonzero(right)
         here = masks[key]
         found.append(np.stack([np.full(here.size, number), here], axis=1))

@@ -16,13 +16,14 @@ from scheduler.model.columns import Floats, Free, Ints, NodeTable
 from scheduler.model.counting import in_domains, in_pool, model_codes, offering
 from scheduler.model.job import JobShape, Topology, Worker
 from scheduler.model.quantity import WHOLE_GPU_MILLI
+from scheduler.model.site import ANYWHERE
 
 _SHAPES_KEPT = 4_096
 """Shapes whose verdict on the empty cluster is remembered."""
 
 
 class Reach:
-    """The nodes that shapes of one pool and GPU models may use, and what is free on them.
+    """The nodes that shapes of one pool, site and GPU models may use, and what is free on them.
 
     Attributes:
         codes: model codes that they accept.
@@ -45,8 +46,10 @@ class Reach:
         self._amounts: dict[str, tuple[float, float]] = {}
 
     def tasks(self, worker: Worker) -> Ints:
-        """(some,) tasks that fit each node."""
-        return self._fits.of(replace(worker, pool=None) if worker.pool is not None else worker)
+        """(some,) tasks that fit each node. The worker's pool and site are those of the reach."""
+        if worker.pool is not None or worker.site is not ANYWHERE:
+            worker = replace(worker, pool=None, site=ANYWHERE)
+        return self._fits.of(worker)
 
     def amount(self, dimension: str) -> tuple[float, float]:
         """What is free of a dimension: in all, and the most on one node.
@@ -126,7 +129,7 @@ class Reaches:
     def view(self, shape: JobShape) -> View:
         """What `shape` can use."""
         worker = task_of(shape)
-        key = (worker.pool, worker.gpu_models, worker.milli > 0)
+        key = (worker.pool, worker.site, worker.gpu_models, worker.milli > 0)
         if key not in self._known:
             self._known[key] = Reach(worker, self.free, closed_too=self._closed_too)
         return View(shape, self._known[key])
@@ -163,4 +166,6 @@ def task_of(shape: JobShape) -> Worker:
         shape.gpu_milli,
         shape.gpu_models if shape.per_task.gpus or shape.gpu_milli else (),
         shape.pool,
+        site=shape.site,
+        extras=shape.extras,
     )

@@ -53,7 +53,11 @@ def repack(
     runners = {a.job_id: a for a in snapshot.live.values() if a.preemptible and not a.stopping}
     competing = [*snapshot.waiting.values(), *(a.as_waiting(now) for a in runners.values())]
     line = profile.order.order(competing, now)
-    counts = Counts(snapshot.columns.table, (task for attempt in held for task in attempt.tasks))
+    counts = Counts(
+        snapshot.columns.table,
+        (task for attempt in held for task in attempt.tasks),
+        {entry.job.class_key: entry.job.shape for entry in line}.values(),
+    )
     chosen = counts.admitted(line)
     stay = {entry.job.id for entry in chosen}
     ordered = [entry for entry in line if entry.job.id in snapshot.waiting]

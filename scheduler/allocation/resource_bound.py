@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from scheduler.model.columns import Free
 from scheduler.model.job import JobShape
 from scheduler.model.plan import TaskPlacement
@@ -58,6 +60,8 @@ def _bought(
     amount: int,
 ) -> float:
     """The most that gangs can be worth beyond the price of what they need of resource `of`."""
+    if not sellers:
+        return _held(wanted, of, amount)
     worth = math.fsum(value * count for value, count, need in wanted if not need[of])
     gangs = sorted(
         ((value / need[of], need[of] * count) for value, count, need in wanted if need[of]),
@@ -79,3 +83,15 @@ def _bought(
                 at += 1
                 left = float(supply[at][1]) if at < len(supply) else 0.0
     return worth
+
+
+def _held(wanted: Sequence[tuple[float, int, Amounts]], of: int, amount: int) -> float:
+    """As `_bought` where nobody sells: the densest gangs, and the part of one that still fits."""
+    value = np.array([value * count for value, count, _ in wanted])
+    need = np.array([need[of] * count for _, count, need in wanted], dtype=np.float64)
+    asks = need > 0
+    worth, value, need = math.fsum(value[~asks].tolist()), value[asks], need[asks]
+    order = np.argsort(-value / need, kind="stable")
+    left = amount - (np.cumsum(need[order]) - need[order])
+    parts = np.clip(left / need[order], 0.0, 1.0)
+    return worth + math.fsum((value[order] * parts).tolist())

@@ -25,6 +25,7 @@ from scheduler.model.job import Topology, Worker
 from scheduler.model.plan import TaskPlacement
 from scheduler.model.ports import NodeScore
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
+from scheduler.model.site import scaled
 from scheduler.model.snapshot import LiveAttempt, Snapshot
 
 TIES_MAX = 16
@@ -279,7 +280,7 @@ class Room:
             return None
         here = (self.table.gpu_at.get(gpu_id) for gpu_id in task.gpu_ids)
         gpus = tuple(where[1] for where in here if where is not None)
-        return Draw(row, gpus, task.gpu_milli, task.cpu_milli, task.memory_mib, tenant)
+        return Draw(row, gpus, task.gpu_milli, task.cpu_milli, task.memory_mib, tenant, task.extras)
 
     def _spare(self, kind: Kind) -> Ints:
         """(N,) workers that each row holds without touching reserved blocks."""
@@ -471,6 +472,7 @@ def _draw(worker: Worker, row: int, workers: int, gpus: tuple[int, ...], tenant:
         worker.needs.cpu_milli * workers,
         worker.needs.memory_mib * workers,
         tenant,
+        scaled(worker.extras, workers),
     )
 
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.allocation.gangs import Gang
-from scheduler.allocation.groups import accepts
+from scheduler.allocation.groups import accepts, allowed
 from scheduler.allocation.limits import Quotas
 from scheduler.allocation.room import Load, Loads
 from scheduler.allocation.spread import Spread
 from scheduler.allocation.topology import board_of, whole_gpus
 from scheduler.allocation.worth import Packing
 from scheduler.model.columns import NO_GPU, Free, Ints, NodeTable
+from scheduler.model.counting import anywhere
 from scheduler.model.job import Worker
 from scheduler.model.quantity import WHOLE_GPU_MILLI
 from scheduler.model.snapshot import LiveAttempt, Snapshot
@@ -42,12 +43,21 @@ class Keep:
 
 @dataclass(slots=True)
 class _Kind:
-    """A worker kind: what it takes, and the sections of the shelves it may use, cheapest first."""
+    """A worker kind: what it takes, and the sections of the shelves it may use, cheapest first.
+
+    Attributes:
+        allows: for each section whether it may use it.
+        extras: for each further resource it takes what all nodes have left, and how much it takes.
+        here: for each node whether it may use it; None where all of a section are alike in that.
+    """
 
     gpus: int
     cpu: int
     memory: int
     sections: tuple[int, ...]
+    allows: Sequence[bool]
+    extras: tuple[tuple[list[int], int], ...]
+    here: Sequence[bool] | None
     failed: int = 2**62
 
 
@@ -78,14 +88,18 @@ class Shelves:
         self._gpus: list[int] = gpus.tolist()
         self._cpu: list[int] = free.cpu.tolist()
         self._memory: list[int] = free.memory.tolist()
+        self._extras: dict[str, list[int]] = {}
         self.top = int(gpus.max(initial=0))
         self._shelf: list[list[dict[int, None]]] = [
             [{} for _ in price] for _ in range(self.top + 1)
         ]
+        self._filled = [0] * len(price)  # a bit for every shelf of a section with a node on it
         for row, section in enumerate(self._section):
             if section >= 0:
                 self._shelf[self._gpus[row]][section][row] = None
-        self._pools = _pool_and_model(free.table, of_row, len(price))
+                self._filled[section] |= 1 << self._gpus[row]
+        self._of_row = of_row
+        self._models = _models(free.table, of_row, len(price))
         self._kinds: dict[Worker, _Kind] = {}
         self._of_class: dict[str, _Kind] = {}
         self._quotas = Quotas(snapshot)
@@ -118,7 +132,8 @@ class Shelves:
         found: Spread = []
         missing = gang.workers
         if prefer:
-            wanted = [s for s in kind.sections if prefer.get(s, 0.0) >= 1.0]
+            meant = [section for section, workers in prefer.items() if workers >= 1.0]
+            wanted = [section for section in sorted(meant, key=self._rank) if kind.allows[section]]
             missing = self._fill(kind, missing, wanted, found)
         if missing:
             missing = self._fill(kind, missing, kind.sections, found)
@@ -147,18 +162,47 @@ class Shelves:
         worker = gang.worker
         kind = self._kinds.get(worker)
         if kind is None:
-            allowed = [
-                section
-                for section, (pool, model) in enumerate(self._pools)
-                if (worker.pool is None or worker.pool == pool)
-                and (not worker.needs.gpus or (model is not None and accepts(worker, model)))
-            ]
-            allowed.sort(key=lambda section: (self._price[section], section))
-            needs = worker.needs
-            kind = _Kind(needs.gpus, needs.cpu_milli, needs.memory_mib, tuple(allowed))
-            self._kinds[worker] = kind
+            kind = self._kinds[worker] = self._described(worker)
         self._of_class[gang.job.class_key] = kind
         return kind
+
+    def _described(self, worker: Worker) -> _Kind:
+        inside, here = self._reached(worker)
+        allows = [
+            reached and (not worker.needs.gpus or (model is not None and accepts(worker, model)))
+            for reached, model in zip(inside, self._models, strict=True)
+        ]
+        sections = [section for section, allow in enumerate(allows) if allow]
+        return _Kind(
+            worker.needs.gpus,
+            worker.needs.cpu_milli,
+            worker.needs.memory_mib,
+            tuple(sorted(sections, key=self._rank)),
+            allows,
+            tuple((self._left_of(name), amount) for name, amount in worker.extras if amount),
+            here,
+        )
+
+    def _reached(self, worker: Worker) -> tuple[list[bool], list[bool] | None]:
+        """Sections with nodes that the worker may use, and which those are where others differ."""
+        sections = len(self._price)
+        if anywhere(self._table, worker):
+            return [True] * sections, None
+        right, present = allowed(self._table, worker), self._of_row >= 0
+        nodes = np.bincount(self._of_row[present], minlength=sections)
+        inside = np.bincount(self._of_row[present & right], minlength=sections)
+        alike = ((inside == 0) | (inside == nodes)).all()
+        return (inside > 0).tolist(), None if alike else right.tolist()
+
+    def _left_of(self, name: str) -> list[int]:
+        """What each node has left of a further resource; changes as it is drawn on."""
+        if name not in self._extras:
+            self._extras[name] = self._free.amount_of(name).tolist()
+        return self._extras[name]
+
+    def _rank(self, section: int) -> tuple[float, int]:
+        """Cheap sections first."""
+        return self._price[section], section
 
     def _fill(self, kind: _Kind, missing: int, sections: Sequence[int], found: Spread) -> int:
         """Place workers as close together as possible; how many are still missing."""
@@ -181,10 +225,16 @@ class Shelves:
         free_cpu, free_memory = self._cpu, self._memory
         least = kind.gpus * workers
         tight = self._keeps and kind.gpus and min(self._spare) <= 0
+        picky = kind.extras or kind.here is not None
         for section in sections:
-            for count in range(least, self.top + 1):
-                for row in self._shelf[count][section]:
+            filled = self._filled[section] >> least << least
+            while filled:
+                lowest = filled & -filled
+                filled ^= lowest
+                for row in self._shelf[lowest.bit_length() - 1][section]:
                     if free_cpu[row] >= cpu and free_memory[row] >= memory:
+                        if picky and not _suits(kind, row, workers):
+                            continue
                         if tight and self._breaks(row, least):
                             continue
                         return row
@@ -204,28 +254,38 @@ class Shelves:
         after = before - kind.gpus * workers
         self._cpu[row] -= kind.cpu * workers
         self._memory[row] -= kind.memory * workers
+        for left, amount in kind.extras:
+            left[row] -= amount * workers
         if after == before:
             return
         section = self._section[row]
-        del self._shelf[before][section][row]
+        shelf = self._shelf[before][section]
+        del shelf[row]
+        if not shelf:
+            self._filled[section] ^= 1 << before
         self._shelf[after][section][row] = None
+        self._filled[section] |= 1 << after
         self._gpus[row] = after
         for number, keep in enumerate(self._keeps):
             if keep.here[row]:
                 self._spare[number] += after // keep.gpus - before // keep.gpus
 
 
-def _pool_and_model(
-    table: NodeTable, of_row: Ints, sections: int
-) -> list[tuple[str | None, str | None]]:
-    """Pool and GPU model of each section."""
-    found: list[tuple[str | None, str | None]] = [(None, None)] * sections
+def _suits(kind: _Kind, row: int, workers: int) -> bool:
+    """Whether a node may be used, and has the further resources for so many workers."""
+    if kind.here is not None and not kind.here[row]:
+        return False
+    return all(left[row] >= amount * workers for left, amount in kind.extras)
+
+
+def _models(table: NodeTable, of_row: Ints, sections: int) -> list[str | None]:
+    """GPU model of each section."""
+    found: list[str | None] = [None] * sections
     known, first = np.unique(of_row, return_index=True)
     for section, row in zip(known.tolist(), first.tolist(), strict=True):
         if section >= 0:
             model = int(table.model[row])
-            name = None if model == NO_GPU else table.models[model]
-            found[section] = (table.pools[table.pool[row]], name)
+            found[section] = None if model == NO_GPU else table.models[model]
     return found
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.allocation.limits import Quotas
-from scheduler.model.columns import NO_GPU, Columns
+from scheduler.model.columns import NO_GPU, Columns, Ints
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId
+from scheduler.model.site import Amounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Draw:
         gpus: GPU indexes; one may be named several times.
         milli: thousandths of each GPU named.
         tenant: on whose account.
+        extras: amounts of further resources.
     """
 
     row: int
@@ -28,6 +30,7 @@ class Draw:
     cpu_milli: int
     memory_mib: int
     tenant: TenantId
+    extras: Amounts = ()
 
 
 class Stock:
@@ -42,6 +45,7 @@ class Stock:
 
     __slots__ = (
         "_cpu",
+        "_extras",
         "_gpu",
         "_journal",
         "_memory",
@@ -66,14 +70,22 @@ class Stock:
         self._gpu = WHOLE_GPU_MILLI - columns.gpu_held
         self._cpu = table.cpu - columns.cpu_held
         self._memory = table.memory - columns.memory_held
+        self._extras: dict[str, Ints] = {
+            name: table.capacity_of(name) - columns.extras_held.get(name, 0)
+            for name in self.free.extras
+        }
         good = (table.gpu_open & (self._gpu >= 0)) | (table.gpu_model == NO_GPU)
         plain = table.open & (self._cpu >= 0) & (self._memory >= 0) & good.all(axis=1)
+        for amounts in self._extras.values():
+            plain &= amounts >= 0
         self._plain: list[bool] = plain.tolist()
 
     def has(self, draw: Draw) -> bool:
         """Whether all of it is free."""
         free, row = self.free, draw.row
         if draw.cpu_milli > free.cpu[row] or draw.memory_mib > free.memory[row]:
+            return False
+        if any(amount > free.amount_of(name)[row] for name, amount in draw.extras):
             return False
         return bool(self.table.open[row]) and all(
             draw.gpus.count(gpu) * draw.milli <= free.gpu[row, gpu] for gpu in set(draw.gpus)
@@ -125,6 +137,9 @@ class Stock:
             free.memory[row] += sign * draw.memory_mib
         for gpu in draw.gpus:
             self._set_gpu(row, gpu, free.gpu[row, gpu] + sign * draw.milli)
+        for name, amount in draw.extras:
+            self._named(name)
+            free.extras[name][row] += sign * amount
 
     def _write_signed(self, draw: Draw, sign: int) -> None:
         """As `_write` where a part takes no new work or is in debt."""
@@ -134,10 +149,21 @@ class Stock:
         if table.open[row]:
             free.cpu[row] = max(self._cpu[row], 0)
             free.memory[row] = max(self._memory[row], 0)
+        for name, amount in draw.extras:
+            self._named(name)
+            self._extras[name][row] += sign * amount
+            if table.open[row]:
+                free.extras[name][row] = max(self._extras[name][row], 0)
         for gpu in draw.gpus:
             self._gpu[row, gpu] += sign * draw.milli
             if table.gpu_open[row, gpu]:
                 self._set_gpu(row, gpu, max(self._gpu[row, gpu], 0))
+
+    def _named(self, name: str) -> None:
+        """Keep account of a further resource, which nobody may have named before."""
+        if name not in self._extras:
+            self._extras[name] = self.table.capacity_of(name).copy()
+            self.free.extras[name] = np.where(self.table.open, self._extras[name], 0)
 
     def _set_gpu(self, row: int, gpu: int, after: int) -> None:
         free = self.free

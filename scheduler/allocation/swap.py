@@ -12,14 +12,13 @@ together for a gang that needs them in one place.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scheduler.allocation.evictions import Victim
 from scheduler.allocation.gangs import Gang, gang_of
-from scheduler.allocation.greedy import by_density
 from scheduler.allocation.optimise import Packed, Task, grown_worth
 from scheduler.allocation.resource_bound import Amounts, held_by, needs_of, resource_bound
 from scheduler.allocation.room import Loads, Room
@@ -66,7 +65,9 @@ def swap(task: Task, now: UtcSeconds) -> Packed:
     packing: dict[int, Loads] = {}
     gone: dict[int, Victim] = {}
     hopeless: set[JobShape] = set()
-    for index in by_density(task.gangs, task.snapshot.columns.free):
+    for index in task.by_density:
+        if task.most is not None and len(packing) >= task.most:
+            break
         gang = task.gangs[index]
         loads = room.place(gang)
         if loads is None and gang.shape not in hopeless:
@@ -109,7 +110,7 @@ def _if_moved(
             fits = room.fits(victim.attempt.job.shape.worker)
             elsewhere = int(fits.sum()) - int(fits[row])
             moves = elsewhere > 0 and victim.attempt.since < now
-            again.append(replace(offer, cost=_move_cost(task, victim)) if moves else offer)
+            again.append(replace(offer, cost=move_cost(task, victim)) if moves else offer)
         again.sort(key=lambda offer: (offer.cost / max(1, offer.frees[0]), offer.victim))
         found[row] = again
     return found
@@ -141,10 +142,11 @@ def _moved(room: Room, task: Task, number: int, now: UtcSeconds) -> Victim:
     gang = gang_of(OrderedJob(victim.attempt.job, 0, 0.0))
     if victim.attempt.since >= now or room.place(gang) is None:
         return victim
-    return replace(victim, cost=_move_cost(task, victim))
+    return replace(victim, cost=move_cost(task, victim))
 
 
-def _move_cost(task: Task, victim: Victim) -> float:
+def move_cost(task: Task, victim: Victim) -> float:
+    """What a plan pays for a victim that finds another place: the restart, and a share."""
     terms = task.snapshot.terms.eviction
     wasted = victim.milli / WHOLE_GPU_MILLI * terms.restart_s * terms.value_per_gpu_s
     own = (victim.cost - wasted) / (1.0 + terms.keep_bonus)
@@ -225,14 +227,32 @@ def swap_bound(task: Task) -> float:
     """No plan is worth more, whoever is evicted for it.
 
     Running jobs are for sale at their costs. Whoever moves holds as much as before, so moves win
-    nothing here.
+    nothing here; but an elastic job comes back in its smallest size, so what it has beyond that is
+    for sale at the cost of moving. Without victims it bounds plans that leave alone what runs.
 
     Cost: O(n log n) for n gangs and victims.
     """
-    wanted = [
-        (gang.value * grown_worth(gang), 1, needs_of(gang.shape))
-        for gang in task.gangs
-        if gang.value > 0
-    ]
-    sellers = [(victim.cost, held_by(victim.attempt.tasks)) for victim in task.victims]
+    of_class: dict[str, tuple[float, Amounts]] = {}
+    wanted = []
+    for gang in task.gangs:
+        known = of_class.get(gang.job.class_key)
+        if known is None:
+            known = of_class[gang.job.class_key] = grown_worth(gang), needs_of(gang.shape)
+        if gang.value > 0:
+            wanted.append((gang.value * known[0], 1, known[1]))
+    sellers = [seller for victim in task.victims for seller in _sellers(task, victim)]
     return resource_bound(task.snapshot.columns.free, wanted, sellers)
+
+
+def _sellers(task: Task, victim: Victim) -> Iterator[tuple[float, Amounts]]:
+    """What a victim has beyond its smallest size, if anything, and the rest, with their prices."""
+    held = held_by(victim.attempt.tasks)
+    least = needs_of(victim.attempt.job.shape)
+    spare = tuple(max(0, has - needs) for has, needs in zip(held, least, strict=True))
+    if not any(spare):
+        yield victim.cost, held
+        return
+    moving = move_cost(task, victim)
+    milli, cpu, memory = spare
+    yield moving, (milli, cpu, memory)
+    yield victim.cost - moving, (held[0] - milli, held[1] - cpu, held[2] - memory)

@@ -87,7 +87,7 @@ def verify(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> tup
         quotas.
     """
     values = {entry.job.id: entry.value for entry in ordered}
-    given = Given.of(plan, snapshot)
+    given = Given.of(plan.placements, snapshot)
     return (
         *_sound(plan, snapshot, given),
         *_claims(snapshot, given, values),
@@ -96,10 +96,12 @@ def verify(plan: Plan, snapshot: Snapshot, ordered: Sequence[OrderedJob]) -> tup
 
 
 def check_safety(plan: Plan, snapshot: Snapshot, now: UtcSeconds) -> tuple[Violation, ...]:
-    """As `verify`, less what the plan says about jobs it does not place.
+    """As `verify`, less what each placed job is worth.
 
     The daemon's own look before it commits: it needs no queue order, so that a long queue does not
-    hold up the event loop. O(placed tasks), else as `verify`.
+    hold up the event loop. A plan that forgets a class is as harmful as one that over-commits: what
+    a decision left waiting is looked at again only when something changes, so that a job nobody
+    spoke of would wait for ever. O(placed tasks + waiting jobs), else as `verify`.
     """
     early = (
         _unsafe(Kind.JOB, f"job {placement.job_id} may not start yet")
@@ -107,7 +109,8 @@ def check_safety(plan: Plan, snapshot: Snapshot, now: UtcSeconds) -> tuple[Viola
         if placement.job_id in snapshot.waiting
         and snapshot.waiting[placement.job_id].eligible_at > now
     )
-    return (*_sound(plan, snapshot, Given.of(plan, snapshot)), *early)
+    sound = _sound(plan, snapshot, Given.of(plan.placements, snapshot))
+    return (*sound, *early, *_reasons(plan, snapshot))
 
 
 def _sound(plan: Plan, snapshot: Snapshot, given: Given) -> Iterator[Violation]:

@@ -28,11 +28,12 @@ class Worth:
         free_of_charge: whether all of them are 0.
     """
 
-    __slots__ = ("free_of_charge", "gpu_price")
+    __slots__ = ("_price", "free_of_charge", "gpu_price")
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.gpu_price = gpu_prices(snapshot.columns.table, snapshot.terms)
         self.free_of_charge = not self.gpu_price.any()
+        self._price: list[float] = self.gpu_price.tolist()
 
     def of(self, gang: Gang, loads: Loads) -> float:
         """What `gang` is worth on these loads; its value grows with the workers it gets."""
@@ -42,9 +43,10 @@ class Worth:
             value *= 1.0 + EXTRA_WORTH * extra / gang.workers
         if self.free_of_charge:
             return value
-        gpus = gang.worker.milli / WHOLE_GPU_MILLI
-        cost = sum(load.workers * gpus * float(self.gpu_price[load.row]) for load in loads)
-        return value - cost
+        price, cost = self._price, 0.0
+        for load in loads:
+            cost += load.workers * price[load.row]
+        return value - gang.worker.milli / WHOLE_GPU_MILLI * cost
 
     def total(self, gangs: Sequence[Gang], packing: Packing) -> float:
         """The whole packing's worth, added in queue order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from scheduler.clock import Clock
 from scheduler.ids import IdSource
@@ -78,4 +78,26 @@ class Backend(Protocol):
         ...
 
 
-BackendFactory: TypeAlias = Callable[[Surroundings], Backend]
+class BackendMaker(Protocol):
+    """Makes the backend once the store is open and this daemon leads."""
+
+    @property
+    def tied_to_host(self) -> bool:
+        """Whether attempts live on the daemon's own host, so that no other host may take over."""
+        ...
+
+    def highest_epoch(self) -> int:
+        """The highest epoch that a leader has ever published outside the store; 0 if none. Blocks.
+
+        Raises:
+            HaversackError: whoever knows does not answer, so that nobody may lead.
+        """
+        ...
+
+    def make(self, given: Surroundings) -> Backend:
+        """The backend. Nothing outside is touched yet.
+
+        Raises:
+            ConfigurationError: what it was told cannot be used.
+        """
+        ...

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
-from scheduler.backends.backend import BackendFactory, Surroundings
+from scheduler.backends.backend import Surroundings
 from scheduler.errors import FencedError, HaversackError
 from scheduler.execution.local.executor import LocalExecutor
 from scheduler.execution.local.logs import LocalLogReader
@@ -25,9 +26,20 @@ log = structlog.get_logger(__name__)
 INVENTORY_EVERY_S = 30.0
 
 
-def local(inventory: Inventory) -> BackendFactory:
-    """The backend of this host, with the nodes that `inventory` shows."""
-    return lambda given: LocalBackend(given, inventory)
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Makes the backend of this host, with the nodes that `inventory` shows."""
+
+    inventory: Inventory
+    tied_to_host: bool = True
+
+    def highest_epoch(self) -> int:
+        """0: the store alone counts leaders."""
+        return 0
+
+    def make(self, given: Surroundings) -> LocalBackend:
+        """The backend."""
+        return LocalBackend(given, self.inventory)
 
 
 class LocalBackend:

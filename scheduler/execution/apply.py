@@ -18,6 +18,7 @@ from scheduler.clock import Clock
 from scheduler.errors import FencedError, HaversackError
 from scheduler.execution.backoff import delays_s
 from scheduler.execution.blocking import Blocking
+from scheduler.execution.settle import Settler
 from scheduler.execution.watch import Watcher
 from scheduler.model.execution import Intent, IntentKind, LaunchOrder, Outcome, Phase, Receipt
 from scheduler.model.ports import ExecutionStore, Executor
@@ -66,6 +67,7 @@ class Applier:
         # Whether intents may be claimed that no task of ours knows: after a crash, at first.
         self._in_doubt = True
         self._blocking = blocking
+        self._settler = Settler(store, clock)
 
     def wake(self) -> None:
         """There may be new intents. Call it in the event loop's thread."""
@@ -195,7 +197,7 @@ class Applier:
         return None
 
     async def _settle(self, intent: Intent, receipt: Receipt) -> None:
-        await self._store.settle(intent.id, receipt, self._clock.now())
+        await self._settler.settle(intent.id, receipt)
         if intent.kind is IntentKind.LAUNCH:
             failpoints.hit("launch-settled")
         self._watcher.follow(intent.order.attempt_id)

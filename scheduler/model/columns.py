@@ -10,7 +10,7 @@ Shapes: N nodes by (name, id), G the largest number of GPU positions of a node, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from scheduler.model.node import Links, Node, PriceClass
 from scheduler.model.plan import TaskPlacement
 from scheduler.model.quantity import WHOLE_GPU_MILLI, GpuId, NodeId
+from scheduler.model.site import implied_capacity
+from scheduler.model.siting import Siting
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -44,6 +46,8 @@ class NodeTable:
         model: (N,) code of the node's GPU model, `NO_GPU` without GPUs or with several models.
         mixed: whether any node has GPUs of several models.
         offers: (M, N) whether the node has a GPU of the model at all.
+        extras: (N,) capacity of each further resource that some node names, by name.
+        siting: which rows sites select and tolerate.
     """
 
     nodes: tuple[Node, ...]
@@ -67,6 +71,8 @@ class NodeTable:
     model: Ints
     mixed: bool
     offers: Bools
+    extras: Mapping[str, Ints]
+    siting: Siting
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> NodeTable:
@@ -120,10 +126,17 @@ class NodeTable:
             offers=np.array(
                 [(gpu_model == number).any(axis=1) for number in range(len(models))], dtype=np.bool_
             ).reshape(len(models), len(rows)),
+            extras=_extras({}, len(rows), dict(enumerate(rows))),
+            siting=Siting(rows),
         )
 
+    def capacity_of(self, name: str) -> Ints:
+        """(N,) capacity of a further resource."""
+        found = self.extras.get(name)
+        return _implied(name, len(self.nodes)) if found is None else found
+
     def with_states(self, changed: Iterable[Node]) -> NodeTable | None:
-        """The table after nodes changed their health, cordons or capacity.
+        """The table after nodes changed their health, cordons, capacity, labels or taints.
 
         Cost: O(nodes) to copy what changes.
 
@@ -133,22 +146,54 @@ class NodeTable:
         nodes = list(self.nodes)
         gpu_open, is_open = self.gpu_open.copy(), self.open.copy()
         cpu, memory = self.cpu.copy(), self.memory.copy()
+        other_extras: dict[int, Node] = {}
+        rows = set()
         for node in changed:
             row = self.row_of.get(node.id)
             if row is None or not _alike(nodes[row], node):
                 return None
+            if nodes[row].extras != node.extras:
+                other_extras[row] = node
+            rows.add(row)
             nodes[row] = node
             is_open[row] = node.schedulable
             cpu[row], memory[row] = node.capacity.cpu_milli, node.capacity.memory_mib
             for gpu in node.gpus:
                 gpu_open[row, gpu.index] = node.schedulable and gpu.schedulable
         return replace(
-            self, nodes=tuple(nodes), gpu_open=gpu_open, open=is_open, cpu=cpu, memory=memory
+            self,
+            nodes=tuple(nodes),
+            gpu_open=gpu_open,
+            open=is_open,
+            cpu=cpu,
+            memory=memory,
+            extras=_extras(self.extras, len(nodes), other_extras),
+            siting=self.siting.after(nodes, rows),
         )
 
 
+def _implied(name: str, nodes: int) -> Ints:
+    return np.full(nodes, implied_capacity(name), dtype=np.int64)
+
+
+def _extras(before: Mapping[str, Ints], nodes: int, changed: Mapping[int, Node]) -> dict[str, Ints]:
+    """Capacities of further resources after some of so many rows changed; others are shared."""
+    after = dict(before)
+    if not changed:
+        return after
+    after = {name: amounts.copy() for name, amounts in before.items()}
+    for row, node in changed.items():
+        own = dict(node.extras)
+        for name in own:
+            if name not in after:
+                after[name] = _implied(name, nodes)
+        for name, amounts in after.items():
+            amounts[row] = own.get(name, implied_capacity(name))
+    return after
+
+
 def _alike(a: Node, b: Node) -> bool:
-    """Whether two descriptions of a node differ at most in health, cordons and capacity."""
+    """Whether two descriptions of a node are of the same hardware in the same place."""
     return (
         (a.name, a.pool, a.price_class, a.rack) == (b.name, b.pool, b.price_class, b.rack)
         and len(a.gpus) == len(b.gpus)
@@ -214,6 +259,7 @@ class Free:
         whole: (M, N) entirely free GPUs by model.
         entire: (N,) entirely free GPUs, of all models.
         cpu, memory: (N,) free milli-CPU and MiB, never negative.
+        extras: (N,) what is free of further resources that a node or a held task names, by name.
     """
 
     table: NodeTable
@@ -223,6 +269,12 @@ class Free:
     entire: Ints
     cpu: Ints
     memory: Ints
+    extras: dict[str, Ints] = field(default_factory=dict)
+
+    def amount_of(self, name: str) -> Ints:
+        """(N,) what is free of a further resource; of one that nobody names, all that it has."""
+        found = self.extras.get(name)
+        return self.table.capacity_of(name) if found is None else found
 
     def copy(self) -> Free:
         """Arrays that the caller may change."""
@@ -234,6 +286,7 @@ class Free:
             self.entire.copy(),
             self.cpu.copy(),
             self.memory.copy(),
+            {name: amounts.copy() for name, amounts in self.extras.items()},
         )
 
 
@@ -244,6 +297,7 @@ class Columns:
     Attributes:
         gpu_held: (N, G) thousandths held of each GPU.
         cpu_held, memory_held: (N,) held milli-CPU and MiB.
+        extras_held: (N,) what is held of each further resource that a task names, by name.
         free: derived from the above.
     """
 
@@ -251,6 +305,7 @@ class Columns:
     gpu_held: Ints
     cpu_held: Ints
     memory_held: Ints
+    extras_held: dict[str, Ints]
     free: Free
 
     @classmethod
@@ -261,11 +316,8 @@ class Columns:
         """
         table = NodeTable.of(nodes)
         rows, width = table.gpu_model.shape
-        gpu = np.zeros((rows, width), dtype=np.int64)
-        cpu = np.zeros(rows, dtype=np.int64)
-        memory = np.zeros(rows, dtype=np.int64)
-        _hold(table, held, 1, gpu, cpu, memory)
-        none = Free(
+        gpu, cpu = np.zeros((rows, width), dtype=np.int64), np.zeros(rows, dtype=np.int64)
+        free = Free(
             table,
             np.zeros_like(gpu),
             np.zeros_like(cpu),
@@ -274,23 +326,32 @@ class Columns:
             np.zeros_like(cpu),
             np.zeros_like(cpu),
         )
-        everywhere = np.arange(rows)
-        return cls(table, gpu, cpu, memory, _derived(none, gpu, cpu, memory, everywhere))
+        found = cls(table, gpu, cpu, np.zeros_like(cpu), {}, free)
+        _hold(found, held, 1)
+        _derive(found, np.arange(rows))
+        return found
 
     def changed(self, freed: Iterable[TaskPlacement], taken: Iterable[TaskPlacement]) -> Columns:
         """The columns after tasks ended and others began, on the same nodes.
 
         Cost: O(changed tasks) and a copy of the arrays.
         """
-        gpu, cpu, memory = self.gpu_held.copy(), self.cpu_held.copy(), self.memory_held.copy()
-        rows = _hold(self.table, freed, -1, gpu, cpu, memory)
-        rows |= _hold(self.table, taken, 1, gpu, cpu, memory)
-        touched = np.array(sorted(rows), dtype=np.int64)
-        free = _derived(self.free.copy(), gpu, cpu, memory, touched)
-        return Columns(self.table, gpu, cpu, memory, free)
+        after = Columns(
+            self.table,
+            self.gpu_held.copy(),
+            self.cpu_held.copy(),
+            self.memory_held.copy(),
+            {name: amounts.copy() for name, amounts in self.extras_held.items()},
+            self.free.copy(),
+        )
+        rows = _hold(after, freed, -1)
+        rows |= _hold(after, taken, 1)
+        _forget_unused(after)
+        _derive(after, np.array(sorted(rows), dtype=np.int64))
+        return after
 
     def with_states(self, nodes: Sequence[Node]) -> Columns | None:
-        """The columns after nodes changed their health, cordons or capacity.
+        """The columns after nodes changed their health, cordons, capacity, labels or taints.
 
         Returns:
             None when more than that changed: the columns must be built anew.
@@ -300,21 +361,15 @@ class Columns:
         table = self.table.with_states(nodes)
         if table is None:
             return None
-        touched = np.array(sorted({table.row_of[node.id] for node in nodes}), dtype=np.int64)
-        free = replace(self.free.copy(), table=table)
-        free = _derived(free, self.gpu_held, self.cpu_held, self.memory_held, touched)
-        return Columns(table, self.gpu_held, self.cpu_held, self.memory_held, free)
+        after = replace(self, table=table, free=replace(self.free.copy(), table=table))
+        _derive(after, np.array(sorted({table.row_of[node.id] for node in nodes}), dtype=np.int64))
+        return after
 
 
-def _hold(
-    table: NodeTable,
-    tasks: Iterable[TaskPlacement],
-    sign: int,
-    gpu: Ints,
-    cpu: Ints,
-    memory: Ints,
-) -> set[int]:
-    """Add what tasks hold, or take it away; returns the rows that this touched."""
+def _hold(columns: Columns, tasks: Iterable[TaskPlacement], sign: int) -> set[int]:
+    """Add what tasks hold, or take it away, in place; returns the rows that this touched."""
+    table, gpu = columns.table, columns.gpu_held
+    cpu, memory, extras = columns.cpu_held, columns.memory_held, columns.extras_held
     rows = set()
     for task in tasks:
         row = table.row_of.get(task.node_id)
@@ -323,6 +378,10 @@ def _hold(
         rows.add(row)
         cpu[row] += sign * task.cpu_milli
         memory[row] += sign * task.memory_mib
+        for name, amount in task.extras:
+            if name not in extras:
+                extras[name] = np.zeros_like(cpu)
+            extras[name][row] += sign * amount
         for gpu_id in task.gpu_ids:
             where = table.gpu_at.get(gpu_id)
             if where is not None:  # a GPU that left its node is held by whoever had it
@@ -331,10 +390,19 @@ def _hold(
     return rows
 
 
-def _derived(free: Free, gpu: Ints, cpu: Ints, memory: Ints, rows: Ints) -> Free:
-    """`free` with these rows worked out anew, in place, from what is held."""
-    table = free.table
-    left = np.where(table.gpu_open[rows], np.maximum(WHOLE_GPU_MILLI - gpu[rows], 0), 0)
+def _forget_unused(columns: Columns) -> None:
+    """Drop resources that nobody names any more, as ports that were held once."""
+    for name in [name for name, held in columns.extras_held.items() if not held.any()]:
+        del columns.extras_held[name]
+        if name not in columns.table.extras:
+            columns.free.extras.pop(name, None)
+
+
+def _derive(columns: Columns, rows: Ints) -> None:
+    """Work out anew what is free on these rows, in place, from what is held."""
+    table, free = columns.table, columns.free
+    held = columns.gpu_held[rows]
+    left = np.where(table.gpu_open[rows], np.maximum(WHOLE_GPU_MILLI - held, 0), 0)
     entire = left == WHOLE_GPU_MILLI
     model = table.gpu_model[rows]
     free.gpu[rows] = left
@@ -343,6 +411,16 @@ def _derived(free: Free, gpu: Ints, cpu: Ints, memory: Ints, rows: Ints) -> Free
     for code in range(len(table.models)):
         free.whole[code, rows] = (entire & (model == code)).sum(axis=1)
     is_open = table.open[rows]
-    free.cpu[rows] = np.where(is_open, np.maximum(table.cpu[rows] - cpu[rows], 0), 0)
-    free.memory[rows] = np.where(is_open, np.maximum(table.memory[rows] - memory[rows], 0), 0)
-    return free
+    cpu, memory = table.cpu[rows] - columns.cpu_held[rows], table.memory[rows]
+    free.cpu[rows] = np.where(is_open, np.maximum(cpu, 0), 0)
+    memory = memory - columns.memory_held[rows]
+    free.memory[rows] = np.where(is_open, np.maximum(memory, 0), 0)
+    for name in {**table.extras, **columns.extras_held}:
+        here = rows
+        if name not in free.extras:
+            free.extras[name] = np.empty_like(free.cpu)
+            here = np.arange(len(table.nodes))
+        left = table.capacity_of(name)[here]
+        if name in columns.extras_held:
+            left = left - columns.extras_held[name][here]
+        free.extras[name][here] = np.where(table.open[here], np.maximum(left, 0), 0)

@@ -11,7 +11,9 @@ import numpy as np
 
 from scheduler.model.columns import NO_GPU, Bools, Free, Ints, NodeTable
 from scheduler.model.job import Worker
-from scheduler.model.quantity import WHOLE_GPU_MILLI
+from scheduler.model.quantity import WHOLE_GPU_MILLI, PoolName
+from scheduler.model.site import ANYWHERE
+from scheduler.model.siting import remembered
 
 UNBOUNDED = 2**31
 """Workers that a node holds when they need nothing."""
@@ -25,12 +27,34 @@ def model_codes(table: NodeTable, worker: Worker) -> tuple[int, ...]:
     return tuple(known[name] for name in worker.gpu_models if name in known)
 
 
+def anywhere(table: NodeTable, worker: Worker) -> bool:
+    """Whether all nodes are alike to the worker: it asks for none, and none keeps it off."""
+    return worker.pool is None and not table.siting.tainted and worker.site == ANYWHERE
+
+
 def in_pool(table: NodeTable, worker: Worker) -> Bools:
-    """(N,) nodes of the worker's pool, whatever their state."""
-    if worker.pool is None:
+    """(N,) nodes that the worker may use at all, whatever their state.
+
+    They are of its pool, its site selects them, and none of their taints keeps it off. Read-only;
+    worked out once for each pool and site.
+    """
+    key = (worker.pool, worker.site)
+    return remembered(table.siting.known, key, lambda: _usable(table, worker))
+
+
+def _usable(table: NodeTable, worker: Worker) -> Bools:
+    siting = table.siting
+    return (
+        of_pool(table, worker.pool) & siting.selected(worker.site) & siting.tolerated(worker.site)
+    )
+
+
+def of_pool(table: NodeTable, pool: PoolName | None) -> Bools:
+    """(N,) nodes of a pool; all of them when it is None."""
+    if pool is None:
         return np.ones(len(table.nodes), dtype=np.bool_)
     pools = {name: code for code, name in enumerate(table.pools)}
-    here: Bools = table.pool == pools.get(str(worker.pool), -1)
+    here: Bools = table.pool == pools.get(str(pool), -1)
     return here
 
 
@@ -65,6 +89,9 @@ def counts(free: Free, worker: Worker, codes: tuple[int, ...], rows: Ints) -> In
         count = np.minimum(count, free.cpu[rows] // needs.cpu_milli)
     if needs.memory_mib:
         count = np.minimum(count, free.memory[rows] // needs.memory_mib)
+    for name, amount in worker.extras:
+        if amount:
+            count = np.minimum(count, free.amount_of(name)[rows] // amount)
     return count
 
 
@@ -104,4 +131,13 @@ def emptied(table: NodeTable) -> Free:
         [(table.gpu_model == code).sum(axis=1) for code in range(len(table.models))],
         dtype=np.int64,
     ).reshape(len(table.models), len(table.nodes))
-    return Free(table, gpu, gpu.sum(axis=1), whole, present.sum(axis=1), table.cpu, table.memory)
+    return Free(
+        table,
+        gpu,
+        gpu.sum(axis=1),
+        whole,
+        present.sum(axis=1),
+        table.cpu,
+        table.memory,
+        dict(table.extras),
+    )

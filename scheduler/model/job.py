@@ -14,6 +14,7 @@ from scheduler.model.quantity import (
     TenantId,
     UtcSeconds,
 )
+from scheduler.model.site import ANYWHERE, Amounts, Site, scaled
 
 
 class LauncherKind(StrEnum):
@@ -64,6 +65,8 @@ class TaskSpec:
         processes: processes the launcher starts for this task, at least 1.
         workdir: absolute working directory, or None for the attempt's own folder.
         gpu_milli: thousandths of one GPU, 1..999, for a task that shares its GPU; else 0.
+        site: which nodes it may sit on; of tasks that came from Kubernetes.
+        extras: amounts of further resources, likewise.
     """
 
     gpus: int
@@ -76,6 +79,8 @@ class TaskSpec:
     processes: int = 1
     workdir: str | None = None
     gpu_milli: int = 0
+    site: Site = ANYWHERE
+    extras: Amounts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,8 @@ class JobSpec:
             pool=self.pool,
             gpu_milli=self.task.gpu_milli,
             tasks_max=self.tasks_max,
+            site=self.task.site,
+            extras=self.task.extras,
         )
 
 
@@ -139,6 +146,8 @@ class Worker:
         one_domain: its GPUs must share an NVLink domain.
         parts: how many such shares of a GPU, on any GPUs of its node; 1 unless it is a gang of
             sharing tasks that may not leave its node.
+        site: which nodes it may sit on.
+        extras: amounts of further resources.
     """
 
     needs: Resources
@@ -147,6 +156,8 @@ class Worker:
     pool: PoolName | None = None
     one_domain: bool = False
     parts: int = 1
+    site: Site = ANYWHERE
+    extras: Amounts = ()
 
     @property
     def milli(self) -> int:
@@ -166,6 +177,8 @@ class JobShape:
         pool: the only pool allowed, or None for any.
         gpu_milli: thousandths of one GPU, 1..999, that each task shares; `per_task.gpus` is 0 then.
         tasks_max: the largest useful gang size, at least `tasks`; 0 stands for `tasks`.
+        site: which nodes its tasks may sit on.
+        extras: amounts of further resources that each task takes of its node.
     """
 
     tasks: int
@@ -175,6 +188,8 @@ class JobShape:
     pool: PoolName | None = None
     gpu_milli: int = 0
     tasks_max: int = 0
+    site: Site = ANYWHERE
+    extras: Amounts = ()
 
     def __post_init__(self) -> None:
         """Write the largest size out, so that equal gangs are equal values."""
@@ -203,6 +218,8 @@ class JobShape:
             self.topology is Topology.SAME_NVLINK
             and (self.per_task.gpus > 0 or (self.gpu_milli > 0 and self.tasks_max > 1)),
             self.tasks if one_node and self.gpu_milli else 1,
+            self.site,
+            scaled(self.extras, self.tasks) if one_node else self.extras,
         )
 
     @property

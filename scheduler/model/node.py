@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from scheduler.model.quantity import DEFAULT_POOL, GpuId, NodeId, PoolName, Resources
+from scheduler.model.site import Amounts, Taint
 
 
 class Health(StrEnum):
@@ -33,6 +34,7 @@ class Gpu:
         index: position in the node, row of its link matrix.
         model: short model name, for example `H200`.
         memory_mib: device memory in MiB.
+        external: somebody uses it whom we did not start, so nobody of ours may.
     """
 
     id: GpuId
@@ -41,11 +43,12 @@ class Gpu:
     memory_mib: int
     health: Health = Health.HEALTHY
     cordoned: bool = False
+    external: bool = False
 
     @property
     def schedulable(self) -> bool:
         """Whether new work may be placed on it."""
-        return self.health is Health.HEALTHY and not self.cordoned
+        return self.health is Health.HEALTHY and not self.cordoned and not self.external
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,10 @@ class Node:
         links: link matrices over `gpus`.
         rack: rack label, or "" when unknown (an unknown rack is shared with nobody).
         simulated: True for virtual nodes: tasks placed here get no real GPU.
+        labels: what tasks' sites select by, sorted by key.
+        taints: what keeps tasks off that do not tolerate it.
+        extras: what jobs may use of further resources, sorted by name; of one that it does not
+            name it has `implied_capacity`.
     """
 
     id: NodeId
@@ -120,6 +127,9 @@ class Node:
     health: Health = Health.HEALTHY
     cordoned: bool = False
     simulated: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
+    taints: tuple[Taint, ...] = ()
+    extras: Amounts = ()
 
     @property
     def schedulable(self) -> bool:

@@ -13,6 +13,7 @@ from scheduler.model.quantity import (
     NodeId,
     UtcSeconds,
 )
+from scheduler.model.site import Amounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class TaskPlacement:
         cpu_milli: granted CPU, thousandths of a core.
         memory_mib: granted host memory.
         gpu_milli: thousandths it holds of each of its GPUs; less than 1000 when it shares one.
+        extras: granted amounts of further resources.
     """
 
     task_index: int
@@ -33,6 +35,7 @@ class TaskPlacement:
     cpu_milli: int
     memory_mib: int
     gpu_milli: int = WHOLE_GPU_MILLI
+    extras: Amounts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,8 @@ class Reason:
 
     Attributes:
         message: a sentence that names the limiting quantity.
-        dimension: `gpus`, `cpu_milli`, `memory_mib`, `nodes` or "" when none applies.
+        dimension: `gpus`, `cpu_milli`, `memory_mib`, `nodes`, the name of a further resource, or
+            "" when none applies.
         need: amount the whole gang asks of that dimension.
         free: amount free on the nodes that pass every filter before this reason.
         largest_block: the most of it free in one piece (one node, or one NVLink domain).

@@ -338,8 +338,10 @@ class ExecutionStore(Protocol):
         """Intents that were claimed and whose outcome was never stored (a crash in between)."""
         ...
 
-    async def settle(self, intent_id: IntentId, receipt: Receipt, now: UtcSeconds) -> None:
-        """Store the outcome. REFUSED on a launch sends the job back to the queue."""
+    async def settle_many(
+        self, receipts: Sequence[tuple[IntentId, Receipt]], now: UtcSeconds
+    ) -> None:
+        """Store outcomes, all or none. REFUSED on a launch sends the job back to the queue."""
         ...
 
     async def record(self, observation: AttemptObservation, now: UtcSeconds) -> JobState | None:

@@ -34,6 +34,13 @@ class Taint:
     value: str
     effect: Effect
 
+    @property
+    def text(self) -> str:
+        """As people write it: `gpu=true:NoSchedule`."""
+        return (
+            f"{self.key}={self.value}:{self.effect}" if self.value else f"{self.key}:{self.effect}"
+        )
+
 
 class TolerationOperator(StrEnum):
     """How a toleration looks at a taint's value."""
@@ -170,6 +177,12 @@ ANYWHERE = Site()
 Amounts = tuple[tuple[str, int], ...]
 """Amounts of further resources by name, sorted; names as in `Node.extras`."""
 
+
+def scaled(amounts: Amounts, times: int) -> Amounts:
+    """So many times the amounts."""
+    return amounts if times == 1 else tuple((name, each * times) for name, each in amounts)
+
+
 PORT_PREFIX = "port:"
 PORT_WHOLE = 1_000
 """A port on every address of a node; see `port_amounts`."""
@@ -190,6 +203,14 @@ def port_amounts(protocol: str, port: int, address: str = "") -> Amounts:
     if address in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         return ((name, PORT_WHOLE),)
     return ((name, 1), (f"{name}:{address}", 1))
+
+
+def resource_label(name: str) -> str:
+    """A resource as people say it: `host port 80/TCP`, `rdma/hca`."""
+    if not name.startswith(PORT_PREFIX):
+        return name
+    protocol, port, *address = name.removeprefix(PORT_PREFIX).split(":", 2)
+    return f"host port {port}/{protocol}" + "".join(f" of {each}" for each in address)
 
 
 def implied_capacity(name: str) -> int:

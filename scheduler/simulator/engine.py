@@ -14,6 +14,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from policies.service_value import VALUE_PER_GPU_S
 from scheduler.cycle import CycleContext, CycleReport, CycleState, run_cycle
 from scheduler.decide import remembering
 from scheduler.model.feasible import never_fits
@@ -52,7 +53,8 @@ class Options:
         outages: how nodes fail; None for nodes that do not.
         batch: jobs that arrive before each decision of a replay.
         effort: limits of one decision; None takes the daemon's for a replay, `TIMED_EFFORT` else.
-        terms: costs and limits of placements.
+        terms: costs and limits of placements. Unless it says what a restart wastes, what
+            `overheads` say counts, at the worth that our policy gives to a GPU's time.
         rejected_plans: folder for plans that fail verification, which would be a bug.
     """
 
@@ -133,7 +135,7 @@ class _Simulation:
         self._options = options
         self._progress = progress
         self._clock = SimulatedClock()
-        self._ledger = Ledger(nodes, options.terms)
+        self._ledger = Ledger(nodes, _terms(options))
         self._solver = InlineSolver(profile, decider)
         self._context = CycleContext(
             store=self._ledger,
@@ -332,6 +334,15 @@ def _effort(workload: Workload, options: Options) -> Effort:
     if options.effort is not None:
         return options.effort
     return Effort() if workload.arrivals is Arrivals.REPLAY else TIMED_EFFORT
+
+
+def _terms(options: Options) -> Terms:
+    """The terms, with what stopping a job wastes in this simulation."""
+    eviction, restart_s = options.terms.eviction, options.overheads.restart_cost_s
+    if eviction.restart_s > 0 or not restart_s:
+        return options.terms
+    eviction = replace(eviction, restart_s=restart_s, value_per_gpu_s=VALUE_PER_GPU_S)
+    return replace(options.terms, eviction=eviction)
 
 
 def _finished(work: Coroutine[Any, Any, T]) -> T:

@@ -24,6 +24,21 @@ from scheduler.model.quantity import (
     NodeId,
     TenantId,
 )
+from scheduler.model.site import (
+    ANYWHERE,
+    Amounts,
+    Effect,
+    Operator,
+    Requirement,
+    Site,
+    Taint,
+    Term,
+    Toleration,
+    TolerationOperator,
+)
+
+_KEPT = 16_384
+"""Texts of nodes and jobs whose values are remembered: most are those of many others."""
 
 
 def text(value: object) -> str:
@@ -41,6 +56,7 @@ def placement_tasks(document: str) -> tuple[TaskPlacement, ...]:
             cpu_milli=task["cpu_milli"],
             memory_mib=task["memory_mib"],
             gpu_milli=task.get("gpu_milli", WHOLE_GPU_MILLI),
+            extras=_pairs(task.get("extras", ())),
         )
         for task in orjson.loads(document)
     )
@@ -103,6 +119,67 @@ def links(document: str) -> Links:
 def gpu_models(document: str) -> tuple[str, ...]:
     """The accepted GPU models of a job row, best first."""
     return tuple(orjson.loads(document))
+
+
+@lru_cache(maxsize=_KEPT)
+def labels(document: str) -> tuple[tuple[str, str], ...]:
+    """The labels of a node row."""
+    return tuple((key, value) for key, value in orjson.loads(document))
+
+
+@lru_cache(maxsize=_KEPT)
+def taints(document: str) -> tuple[Taint, ...]:
+    """The taints of a node row."""
+    return tuple(
+        Taint(found["key"], found["value"], Effect(found["effect"]))
+        for found in orjson.loads(document)
+    )
+
+
+@lru_cache(maxsize=_KEPT)
+def extras(document: str) -> Amounts:
+    """The further resources of a node or job row."""
+    return _pairs(orjson.loads(document))
+
+
+def _pairs(found: Sequence[Sequence[Any]]) -> Amounts:
+    return tuple((name, amount) for name, amount in found)
+
+
+def site_text(value: Site) -> str:
+    """The text of a job row's site; "" for anywhere."""
+    return "" if value == ANYWHERE else text(value)
+
+
+@lru_cache(maxsize=_KEPT)
+def site(document: str) -> Site:
+    """The site that `site_text` wrote."""
+    if not document:
+        return ANYWHERE
+    found: Mapping[str, Any] = orjson.loads(document)
+    terms = found["terms"]
+    return Site(
+        selector=tuple((key, value) for key, value in found["selector"]),
+        terms=None if terms is None else tuple(_term(term) for term in terms),
+        tolerations=tuple(
+            Toleration(
+                each["key"], TolerationOperator(each["operator"]), each["value"], each["effect"]
+            )
+            for each in found["tolerations"]
+        ),
+        node_name=found["node_name"],
+    )
+
+
+def _term(found: Mapping[str, Any]) -> Term:
+    return Term(_requirements(found["labels"]), _requirements(found["fields"]))
+
+
+def _requirements(found: Sequence[Mapping[str, Any]]) -> tuple[Requirement, ...]:
+    return tuple(
+        Requirement(each["key"], Operator(each["operator"]), tuple(each["values"]))
+        for each in found
+    )
 
 
 def waiting(document: str) -> Waiting:

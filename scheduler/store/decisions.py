@@ -14,8 +14,9 @@ import orjson
 from sqlalchemy import Column, Row, bindparam, select
 
 from scheduler.model.access import Actor
+from scheduler.model.lifecycle import JobState
 from scheduler.model.plan import Waiting
-from scheduler.model.quantity import DecisionId, UtcSeconds
+from scheduler.model.quantity import DecisionId, JobId, UtcSeconds
 from scheduler.model.view import DecisionView, Page
 from scheduler.store import codec, paging
 from scheduler.store.scoping import storable, visible
@@ -28,6 +29,11 @@ _REASON = (
     select(reasons.c.document, reasons.c.decision_id, reasons.c.at, decisions.c.gap)
     .outerjoin(decisions, decisions.c.id == reasons.c.decision_id)
     .where(reasons.c.class_key == bindparam("class_key"))
+)
+_OUTSIDE = (
+    select(jobs.c.id, reasons.c.document)
+    .join(reasons, reasons.c.class_key == jobs.c.class_key)
+    .where(jobs.c.state == JobState.PENDING.value, jobs.c.outside_key.is_not(None))
 )
 
 
@@ -52,6 +58,17 @@ def reasons_of(tx: Transaction, class_key: str) -> StoredReasons | None:
     if row is None:
         return None
     return StoredReasons(codec.waiting(row.document), row.decision_id, row.gap, row.at)
+
+
+def why_outside_waits(tx: Transaction) -> dict[JobId, str]:
+    """What to tell each waiting gang that somebody else made. One statement, O(such gangs)."""
+    said: dict[str, str] = {}
+    found: dict[JobId, str] = {}
+    for job_id, document in tx.connection.execute(_OUTSIDE):
+        if document not in said:
+            said[document] = "; ".join(each.message for each in codec.waiting(document).reasons)
+        found[JobId(job_id)] = said[document]
+    return found
 
 
 def page(tx: Transaction, actor: Actor, *, cursor: str | None, limit: int) -> Page[DecisionView]:

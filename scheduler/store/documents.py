@@ -6,7 +6,7 @@ members are: what they run is written where they wait, and nobody asks us to sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -35,8 +35,8 @@ class Program:
     env: tuple[tuple[str, str], ...] = ()
     workdir: str | None = None
     max_runtime_s: float | None = None
-    retry: RetrySpec = RetrySpec()
-    checkpoint: CheckpointSpec = CheckpointSpec()
+    retry: RetrySpec = field(default_factory=RetrySpec)
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     members: tuple[str, ...] = ()
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Row, bindparam, or_, select, update
 
+from scheduler.errors import ConflictError
 from scheduler.ids import IdSource
 from scheduler.model.execution import (
     AttemptObservation,
@@ -30,10 +31,11 @@ from scheduler.store.attempts import LIVE, OPEN, stop_job
 from scheduler.store.outcome import Limits, apply_observation, launch_refused
 from scheduler.store.tables import attempts, intents, jobs
 from scheduler.store.transaction import Transaction, Transactions
-from scheduler.store.transitions import apply_event
+from scheduler.store.transitions import JobMove, apply_event_to_all
 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 
+_CHUNK = 500
 _CLAIM = (
     update(intents)
     .where(intents.c.id == bindparam("intent"), intents.c.state == "pending")
@@ -59,6 +61,7 @@ _PENDING = (
     .order_by(intents.c.created_at, intents.c.id)
     .limit(bindparam("at_most"))
 )
+_JOBS_AMONG = select(jobs).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 _launches = intents.alias("launches")
 _stops = intents.alias("stops")
 _EXPECTED = (
@@ -138,33 +141,41 @@ class SqlExecutionStore:
         """Intents that were claimed and whose outcome was never stored, oldest first."""
         return await self._database.read(lambda tx: claimed(tx, self._epoch))
 
-    async def settle(self, intent_id: IntentId, receipt: Receipt, now: UtcSeconds) -> None:
-        """Store an order's outcome. Idempotent; UNKNOWN leaves it to `unsettled`.
+    async def settle_many(
+        self, receipts: Sequence[tuple[IntentId, Receipt]], now: UtcSeconds
+    ) -> None:
+        """Store what became of orders, all or none. Idempotent; UNKNOWN is left to `unsettled`.
 
         A refused launch frees what was held for it and sends the job back to the queue.
 
         Raises:
             FencedError: another leader has taken over.
         """
-        if receipt.outcome is Outcome.UNKNOWN:
-            return
-        await self._database.write(lambda tx: self._settle(tx, intent_id, receipt, now))
+        told = [(of, receipt) for of, receipt in receipts if receipt.outcome is not Outcome.UNKNOWN]
+        if told:
+            await self._database.write(lambda tx: self._settle(tx, told, now))
 
     def _settle(
+        self, tx: Transaction, told: Sequence[tuple[IntentId, Receipt]], now: UtcSeconds
+    ) -> None:
+        """Three statements, and those that each refused launch needs."""
+        lease.require(tx, self._epoch)
+        done = [
+            {"intent": of, "becomes": "done", "at": now, "told": receipt.message}
+            for of, receipt in told
+            if receipt.outcome is Outcome.DONE
+        ]
+        if done:
+            tx.connection.execute(_SETTLE, done)
+        for of, receipt in told:
+            if receipt.outcome is not Outcome.DONE:
+                self._refuse(tx, of, receipt, now)
+
+    def _refuse(
         self, tx: Transaction, intent_id: IntentId, receipt: Receipt, now: UtcSeconds
     ) -> None:
-        lease.require(tx, self._epoch)
-        done = receipt.outcome is Outcome.DONE
-        settled = tx.connection.execute(
-            _SETTLE,
-            {
-                "intent": intent_id,
-                "becomes": "done" if done else "refused",
-                "at": now,
-                "told": receipt.message,
-            },
-        )
-        if done or settled.rowcount != 1:
+        told = {"becomes": "refused", "at": now, "told": receipt.message}
+        if tx.connection.execute(_SETTLE, {"intent": intent_id, **told}).rowcount != 1:
             return
         intent = tx.connection.execute(select(intents).where(intents.c.id == intent_id)).one()
         if intent.kind == IntentKind.LAUNCH:
@@ -198,44 +209,74 @@ def claim(
     now: UtcSeconds,
     ids: IdSource,
 ) -> tuple[Intent, ...]:
-    """As `SqlExecutionStore.claim_intents`, inside `tx`. Two to four statements per intent."""
+    """As `SqlExecutionStore.claim_intents`, inside `tx`.
+
+    Cost: six statements, one more for each `_CHUNK` of jobs, and some for each launch that is
+    not claimed after all.
+    """
     lease.require(tx, epoch)
     rows = tx.connection.execute(
         _PENDING, {"kind": kinds[0].value, "other_kind": kinds[-1].value, "at_most": limit}
     ).all()
-    taken = [row for row in rows if _claim_one(tx, row, epoch=epoch, now=now, ids=ids)]
+    job_ids = [row.job_id for row in rows if row.kind == IntentKind.LAUNCH]
+    job_of: dict[str, AnyRow] = {}
+    for start in range(0, len(job_ids), _CHUNK):
+        chunk = {"job_ids": job_ids[start : start + _CHUNK]}
+        job_of |= {job.id: job for job in tx.connection.execute(_JOBS_AMONG, chunk)}
+    taken: list[AnyRow] = []
+    starting: list[JobMove] = []
+    for row in rows:
+        if row.kind == IntentKind.LAUNCH:
+            job = job_of[row.job_id]
+            if job.state != JobState.ASSIGNED or job.desired != "run":
+                _do_not_launch(tx, row, job, epoch=epoch, now=now, ids=ids)
+                continue
+            starting.append(JobMove(job, AttemptId(row.attempt_id)))
+        taken.append(row)
+    _take(tx, taken, starting, epoch=epoch, now=now)
     return tuple(_intent(row, epoch) for row in taken)
 
 
-def _claim_one(tx: Transaction, row: AnyRow, *, epoch: int, now: UtcSeconds, ids: IdSource) -> bool:
-    if row.kind == IntentKind.LAUNCH:
-        job = tx.connection.execute(select(jobs).where(jobs.c.id == row.job_id)).one()
-        if job.state == JobState.ASSIGNED and job.desired != "run":
-            # A recorded cancel never starts (I10). Nothing was launched, so this ends it.
-            stop_job(
-                tx,
-                job,
-                JobEvent.CANCEL,
-                cause=EndCause.CANCELLED,
-                now=now,
-                ids=ids,
-                epoch=epoch,
-                desired="stop",
-            )
-            return False
-        if job.state != JobState.ASSIGNED:
-            _void(tx, row, now)
-            return False
-        apply_event(tx, job, JobEvent.CLAIM, now=now, attempt_id=AttemptId(row.attempt_id))
-    claimed_now = tx.connection.execute(_CLAIM, {"intent": row.id, "at": now, "by": epoch})
-    return claimed_now.rowcount == 1
-
-
-def _void(tx: Transaction, row: AnyRow, now: UtcSeconds) -> None:
-    """Withdraw a launch that came too late: its job has moved on."""
-    tx.connection.execute(
-        _WITHDRAW, {"intent": row.id, "at": now, "told": "the job no longer awaits its launch"}
+def _do_not_launch(
+    tx: Transaction, row: AnyRow, job: AnyRow, *, epoch: int, now: UtcSeconds, ids: IdSource
+) -> None:
+    """Withdraw a launch whose job has moved on, or shall stop."""
+    if job.state != JobState.ASSIGNED:
+        withdrawn = {"at": now, "told": "the job no longer awaits its launch"}
+        tx.connection.execute(_WITHDRAW, {"intent": row.id, **withdrawn})
+        return
+    # A recorded cancel never starts (I10). Nothing was launched, so this ends it.
+    stop_job(
+        tx,
+        job,
+        JobEvent.CANCEL,
+        cause=EndCause.CANCELLED,
+        now=now,
+        ids=ids,
+        epoch=epoch,
+        desired="stop",
     )
+
+
+def _take(
+    tx: Transaction,
+    taken: Sequence[AnyRow],
+    starting: Sequence[JobMove],
+    *,
+    epoch: int,
+    now: UtcSeconds,
+) -> None:
+    """Mark these intents as claimed, and the jobs of the launches among them as LAUNCHING.
+
+    Raises:
+        ConflictError: one of them changed since it was read.
+    """
+    if not taken:
+        return
+    apply_event_to_all(tx, starting, JobEvent.CLAIM, now=now)
+    claims = [{"intent": row.id, "at": now, "by": epoch} for row in taken]
+    if tx.connection.execute(_CLAIM, claims).rowcount != len(claims):
+        raise ConflictError("an intent changed meanwhile", hint="claim again")
 
 
 def claimed(tx: Transaction, epoch: int) -> tuple[Intent, ...]:

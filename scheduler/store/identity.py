@@ -226,6 +226,13 @@ def insert_tenant(
         insert(tenants),
         {"id": tenant_id, "name": tenant_id, "created_at": now, "revision": revision},
     )
+    insert_default_queue(tx, tenant_id, queue_id, now=now)
+
+
+def insert_default_queue(
+    tx: Transaction, tenant_id: TenantId, queue_id: str, *, now: UtcSeconds
+) -> None:
+    """Add a tenant's default queue, of weight 1."""
     tx.connection.execute(
         insert(queues),
         {

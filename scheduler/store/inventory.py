@@ -6,17 +6,22 @@ keeps its allocations until it is proved dead (I6). Operators own `cordoned`; ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import Column, RowMapping, bindparam, insert, select, update
 
 from scheduler.model.node import Node
-from scheduler.model.quantity import SYSTEM_TENANT, UtcSeconds
+from scheduler.model.quantity import SYSTEM_TENANT, NodeId, UtcSeconds
 from scheduler.store import codec
 from scheduler.store.tables import gpus, nodes, pools
 from scheduler.store.transaction import Transaction
 
+AnyRow: TypeAlias = RowMapping
+
+_CHUNK = 500
+_PRESENT = select(nodes.c.id).where(nodes.c.present.is_(True)).order_by(nodes.c.id)
 _NODE_ROW = update(nodes).where(nodes.c.id == bindparam("node"))
 _GPU_ROW = update(gpus).where(gpus.c.id == bindparam("gpu"))
 _SEEN = update(nodes).where(nodes.c.id == bindparam("node")).values(seen_at=bindparam("at"))
@@ -26,8 +31,6 @@ _LEAVES = 1  # GPUs are not shared yet
 def sync_nodes(tx: Transaction, found: Sequence[Node], *, now: UtcSeconds) -> int:
     """Make the store's nodes those of `found`; all others are no longer present.
 
-    A node's revision and version move only when something about it or its GPUs changed.
-
     Args:
         tx: a write transaction.
         found: every node of the cluster as last seen.
@@ -36,44 +39,159 @@ def sync_nodes(tx: Transaction, found: Sequence[Node], *, now: UtcSeconds) -> in
     Returns:
         How many nodes changed, appeared or left.
 
-    Cost: three statements when nothing changed.
+    Cost: one statement more than `sync_changes`.
     """
-    run = tx.connection.execute
-    node_rows = {row["id"]: row for row in run(select(nodes)).mappings()}
-    gpu_rows = {row["id"]: row for row in run(select(gpus)).mappings()}
+    here = {node.id for node in found}
+    present = tx.connection.execute(_PRESENT).scalars()
+    gone = [NodeId(node_id) for node_id in present if node_id not in here]
+    return sync_changes(tx, found, gone, now=now)
+
+
+def sync_changes(
+    tx: Transaction, changed: Sequence[Node], gone: Sequence[NodeId], *, now: UtcSeconds
+) -> int:
+    """Write nodes that may have changed and nodes that have left; the others stay as they are.
+
+    A node's revision and version move only when something about it or its GPUs changed.
+
+    Args:
+        tx: a write transaction.
+        changed: nodes as last seen, each once.
+        gone: nodes that are no longer there; one that is in `changed` too is there.
+        now: when this was seen.
+
+    Returns:
+        How many nodes changed, appeared or left.
+
+    Cost: six statements when nothing changed, at most six more for the changes, and some for each
+    `_CHUNK` of nodes and of GPUs.
+    """
+    here = {node.id for node in changed}
+    node_rows = _by_id(tx, nodes.c.id, [*here, *gone])
+    gpu_rows = _by_id(tx, gpus.c.node_id, [*here, *gone])
+    everywhere = {gpu.id for node in changed for gpu in node.gpus}
+    gpu_rows |= _by_id(tx, gpus.c.id, everywhere - gpu_rows.keys())
     gpus_of: dict[str, set[str]] = {}
     for row in gpu_rows.values():
         if row["present"]:
             gpus_of.setdefault(row["node_id"], set()).add(row["id"])
-    _add_pools(tx, found, now)
-    _free_names(tx, found, node_rows)
-    everywhere = {gpu.id for node in found for gpu in node.gpus}
-    changes = 0
-    for node in found:
+    _add_pools(tx, changed, now)
+    _free_names(tx, changed)
+    writes = _Writes()
+    for node in changed:
         old = node_rows.get(node.id)
         new_gpus = [gpu for gpu in _gpu_columns(node) if _differs(gpu_rows.get(gpu["id"]), gpu)]
         lost_gpus = gpus_of.get(node.id, set()) - {gpu.id for gpu in node.gpus}
         columns = _node_columns(node)
-        if not (_differs(old, columns) or new_gpus or lost_gpus):
-            continue
-        changes += 1
-        revision = _journal(tx, node.name, node.id, "present", now)
-        _write_node(tx, columns, old, revision=revision, now=now)
-        _write_gpus(tx, new_gpus, gpu_rows, revision=revision)
-        # One that moved to another of the nodes is not lost.
-        _lose_gpus(tx, sorted(lost_gpus - everywhere), gpu_rows, revision=revision)
-    here = {node.id for node in found}
-    for row in node_rows.values():
-        if row["present"] and row["id"] not in here:
-            changes += 1
-            revision = _journal(tx, row["name"], row["id"], "gone", now)
-            versions = {"version": row["version"] + 1, "revision": revision}
-            run(_NODE_ROW, {"node": row["id"], "present": False, **versions})
-            lost_gpus = gpus_of.get(row["id"], set()) - everywhere
-            _lose_gpus(tx, sorted(lost_gpus), gpu_rows, revision=revision)
+        if _differs(old, columns) or new_gpus or lost_gpus:
+            revision = _journal(tx, node.name, node.id, "present", now)
+            writes.node(columns, old, revision, now)
+            for gpu in new_gpus:
+                writes.gpu(gpu, gpu_rows.get(gpu["id"]), revision)
+            # One that moved to another of the nodes is not lost.
+            writes.lose(sorted(lost_gpus - everywhere), gpu_rows, revision)
+    for node_id in dict.fromkeys(gone):
+        left = node_rows.get(node_id)
+        if left is not None and left["present"] and node_id not in here:
+            revision = _journal(tx, left["name"], node_id, "gone", now)
+            versions = _versions(left, revision)
+            writes.nodes_gone.append({"node": node_id, "present": False, **versions})
+            writes.lose(sorted(gpus_of.get(node_id, set()) - everywhere), gpu_rows, revision)
+    writes.carry_out(tx)
     if here:
-        run(_SEEN, [{"node": node_id, "at": now} for node_id in sorted(here)])
-    return changes
+        tx.connection.execute(_SEEN, [{"node": node_id, "at": now} for node_id in sorted(here)])
+    return writes.changes
+
+
+@dataclass(frozen=True, slots=True)
+class _Writes:
+    """Rows to write, by what is done with them; each list is one statement."""
+
+    nodes_new: list[dict[str, Any]] = field(default_factory=list)
+    nodes_changed: list[dict[str, Any]] = field(default_factory=list)
+    nodes_gone: list[dict[str, Any]] = field(default_factory=list)
+    gpus_new: list[dict[str, Any]] = field(default_factory=list)
+    gpus_changed: list[dict[str, Any]] = field(default_factory=list)
+    gpus_lost: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def changes(self) -> int:
+        """Nodes that changed, appeared or left."""
+        return len(self.nodes_new) + len(self.nodes_changed) + len(self.nodes_gone)
+
+    def node(
+        self, columns: Mapping[str, Any], old: AnyRow | None, revision: int, now: UtcSeconds
+    ) -> None:
+        """Write a node over its old row, or a new one."""
+        if old is not None:
+            self.nodes_changed.append(_over(columns, "node") | _versions(old, revision))
+            return
+        self.nodes_new.append(
+            {
+                **columns,
+                "tenant_id": SYSTEM_TENANT,
+                "cordoned": False,
+                "cpu_milli_used": 0,
+                "memory_mib_used": 0,
+                "seen_at": now,
+                "version": 1,
+                "revision": revision,
+            }
+        )
+
+    def gpu(self, columns: Mapping[str, Any], old: AnyRow | None, revision: int) -> None:
+        """Write a GPU over its old row, or a new one."""
+        if old is not None:
+            self.gpus_changed.append(_over(columns, "gpu") | _versions(old, revision))
+            return
+        self.gpus_new.append(
+            {
+                **columns,
+                "tenant_id": SYSTEM_TENANT,
+                "cordoned": False,
+                "leaves": _LEAVES,
+                "version": 1,
+                "revision": revision,
+            }
+        )
+
+    def lose(self, lost: Iterable[str], rows: Mapping[str, AnyRow], revision: int) -> None:
+        """Note that GPUs are no longer there."""
+        for gpu_id in lost:
+            versions = _versions(rows[gpu_id], revision)
+            self.gpus_lost.append({"gpu": gpu_id, "present": False, **versions})
+
+    def carry_out(self, tx: Transaction) -> None:
+        """Write all of it, nodes before the GPUs that refer to them."""
+        for statement, rows in (
+            (insert(nodes), self.nodes_new),
+            (_NODE_ROW, self.nodes_changed),
+            (_NODE_ROW, self.nodes_gone),
+            (insert(gpus), self.gpus_new),
+            (_GPU_ROW, self.gpus_changed),
+            (_GPU_ROW, self.gpus_lost),
+        ):
+            if rows:
+                tx.connection.execute(statement, rows)
+
+
+def _by_id(tx: Transaction, column: Column[str], wanted: Iterable[str]) -> dict[str, AnyRow]:
+    """Rows, by id, of the column's table where it is one of `wanted`."""
+    keys = sorted(set(wanted))
+    found: dict[str, AnyRow] = {}
+    for start in range(0, len(keys), _CHUNK):
+        statement = select(column.table).where(column.in_(keys[start : start + _CHUNK]))
+        found |= {row["id"]: row for row in tx.connection.execute(statement).mappings()}
+    return found
+
+
+def _over(columns: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What an UPDATE of the row wants: its id under the name that the WHERE has for it."""
+    return {(key if name == "id" else name): value for name, value in columns.items()}
+
+
+def _versions(old: AnyRow, revision: int) -> dict[str, int]:
+    return {"version": old["version"] + 1, "revision": revision}
 
 
 def _journal(tx: Transaction, name: str, node_id: str, event: str, now: UtcSeconds) -> int:
@@ -100,6 +218,9 @@ def _node_columns(node: Node) -> dict[str, Any]:
         "cpu_milli": node.capacity.cpu_milli,
         "memory_mib": node.capacity.memory_mib,
         "links": codec.text(node.links),
+        "labels": codec.text(node.labels),
+        "taints": codec.text(node.taints),
+        "extras": codec.text(node.extras),
     }
 
 
@@ -114,78 +235,15 @@ def _gpu_columns(node: Node) -> list[dict[str, Any]]:
             "model": gpu.model,
             "memory_mib": gpu.memory_mib,
             "health": gpu.health.value,
+            "external": gpu.external,
             "present": True,
         }
         for gpu in node.gpus
     ]
 
 
-def _differs(row: Mapping[Any, Any] | None, columns: Mapping[str, Any]) -> bool:
+def _differs(row: AnyRow | None, columns: Mapping[str, Any]) -> bool:
     return row is None or any(row[name] != value for name, value in columns.items())
-
-
-def _write_node(
-    tx: Transaction,
-    columns: Mapping[str, Any],
-    old: Mapping[Any, Any] | None,
-    *,
-    revision: int,
-    now: UtcSeconds,
-) -> None:
-    if old is not None:
-        values = {name: value for name, value in columns.items() if name != "id"}
-        versions = {"version": old["version"] + 1, "revision": revision}
-        tx.connection.execute(_NODE_ROW, {"node": columns["id"], **values, **versions})
-        return
-    tx.connection.execute(
-        insert(nodes),
-        {
-            **columns,
-            "tenant_id": SYSTEM_TENANT,
-            "cordoned": False,
-            "cpu_milli_used": 0,
-            "memory_mib_used": 0,
-            "seen_at": now,
-            "version": 1,
-            "revision": revision,
-        },
-    )
-
-
-def _write_gpus(
-    tx: Transaction,
-    changed: Sequence[Mapping[str, Any]],
-    rows: Mapping[Any, Mapping[Any, Any]],
-    *,
-    revision: int,
-) -> None:
-    added = [gpu for gpu in changed if gpu["id"] not in rows]
-    if added:
-        fresh = {
-            "tenant_id": SYSTEM_TENANT,
-            "cordoned": False,
-            "leaves": _LEAVES,
-            "version": 1,
-            "revision": revision,
-        }
-        tx.connection.execute(insert(gpus), [{**gpu, **fresh} for gpu in added])
-    for gpu in changed:
-        if gpu["id"] in rows:
-            values = {name: value for name, value in gpu.items() if name != "id"}
-            versions = {"version": rows[gpu["id"]]["version"] + 1, "revision": revision}
-            tx.connection.execute(_GPU_ROW, {"gpu": gpu["id"], **values, **versions})
-
-
-def _lose_gpus(
-    tx: Transaction,
-    lost: Sequence[str],
-    rows: Mapping[Any, Mapping[Any, Any]],
-    *,
-    revision: int,
-) -> None:
-    for gpu_id in lost:
-        versions = {"version": rows[gpu_id]["version"] + 1, "revision": revision}
-        tx.connection.execute(_GPU_ROW, {"gpu": gpu_id, "present": False, **versions})
 
 
 def _add_pools(tx: Transaction, found: Sequence[Node], now: UtcSeconds) -> None:
@@ -204,13 +262,13 @@ def _add_pools(tx: Transaction, found: Sequence[Node], now: UtcSeconds) -> None:
             )
 
 
-def _free_names(
-    tx: Transaction, found: Sequence[Node], rows: Mapping[Any, Mapping[Any, Any]]
-) -> None:
+def _free_names(tx: Transaction, found: Sequence[Node]) -> None:
     """A machine that comes back under a new id takes its name from the row that had it."""
     wanted = {node.name: node.id for node in found}
-    for row in rows.values():
-        if wanted.get(row["name"], row["id"]) != row["id"]:
-            tx.connection.execute(
-                _NODE_ROW, {"node": row["id"], "name": f"{row['name'][:60]}~{row['id'][:60]}"}
-            )
+    taken = [
+        {"node": row["id"], "name": f"{row['name'][:60]}~{row['id'][:60]}"}
+        for row in _by_id(tx, nodes.c.name, wanted).values()
+        if wanted[row["name"]] != row["id"]
+    ]
+    if taken:
+        tx.connection.execute(_NODE_ROW, taken)

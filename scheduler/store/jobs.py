@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Row, bindparam, func, insert, or_, select, update
@@ -22,6 +22,7 @@ from scheduler.model.quantity import (
     TenantId,
     UtcSeconds,
 )
+from scheduler.model.site import ANYWHERE
 from scheduler.model.view import (
     SORTS,
     AttemptView,
@@ -84,6 +85,8 @@ def class_key(tenant: TenantId, queue: QueueName, shape: JobShape) -> str:
     ]
     if shape.gpu_milli or shape.tasks_max != shape.tasks:
         parts += [shape.gpu_milli, shape.tasks_max]
+    if shape.site != ANYWHERE or shape.extras:
+        parts += [codec.site_text(shape.site), shape.extras]
     text = json.dumps(parts, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -120,45 +123,76 @@ def new_view(
     )
 
 
-def add(tx: Transaction, job: JobView, spec: JobSpec, api_version: str) -> JobView:
-    """Insert a new job with its first history and journal rows; the view with its revision.
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job about to be stored.
 
-    Cost: two statements.
+    Attributes:
+        job: how it will look; only its revision is not known yet.
+        api_version: version of its document.
+        outside_key: what it is known by outside, for a gang that somebody else made.
     """
-    revision = tx.next_revision(
-        tenant=job.tenant,
-        kind="job",
-        object_id=job.id,
-        payload={
-            "state": job.state,
-            "event": "submit",
-            "name": job.name,
-            "queue": job.queue,
-            "version": job.version,
-        },
-        at=job.submitted_at,
-    )
-    tx.connection.execute(_INSERT, _columns(job, spec, api_version, revision))
-    tx.connection.execute(
-        _INSERT_HISTORY,
-        {
-            "job_id": job.id,
-            "seq": 1,
-            "tenant_id": job.tenant,
-            "at": job.submitted_at,
-            "from_state": None,
-            "to_state": job.state.value,
-            "event": "submit",
-            "attempt_id": None,
-            "detail": "{}",
-            "revision": revision,
-        },
-    )
+
+    job: JobView
+    preemptible: bool
+    api_version: str
+    outside_key: str | None = None
+
+
+def add(tx: Transaction, job: JobView, spec: JobSpec, api_version: str) -> JobView:
+    """Insert one job that was submitted, as `add_all` does."""
+    new = NewJob(job, spec.preemptible, api_version)
+    (revision,) = add_all(tx, [new], now=job.submitted_at)
     return replace(job, revision=revision)
 
 
-def _columns(job: JobView, spec: JobSpec, api_version: str, revision: int) -> dict[str, object]:
+def add_all(tx: Transaction, new: Sequence[NewJob], *, now: UtcSeconds) -> tuple[int, ...]:
+    """Insert jobs, each with its first history and journal rows; their revisions.
+
+    Cost: two statements.
+    """
+    revisions = tuple(_journal(tx, each.job, now) for each in new)
+    if not new:
+        return revisions
+    rows = [_columns(each, revision) for each, revision in zip(new, revisions, strict=True)]
+    tx.connection.execute(_INSERT, rows)
+    tx.connection.execute(
+        _INSERT_HISTORY,
+        [
+            {
+                "job_id": each.job.id,
+                "seq": 1,
+                "tenant_id": each.job.tenant,
+                "at": now,
+                "from_state": None,
+                "to_state": each.job.state.value,
+                "event": "submit",
+                "attempt_id": None,
+                "detail": "{}",
+                "revision": revision,
+            }
+            for each, revision in zip(new, revisions, strict=True)
+        ],
+    )
+    return revisions
+
+
+def _journal(tx: Transaction, job: JobView, now: UtcSeconds) -> int:
+    payload = {
+        "state": job.state,
+        "event": "submit",
+        "name": job.name,
+        "queue": job.queue,
+        "version": job.version,
+    }
+    return tx.next_revision(
+        tenant=job.tenant, kind="job", object_id=job.id, payload=payload, at=now
+    )
+
+
+def _columns(new: NewJob, revision: int) -> dict[str, object]:
     """The row of a new job."""
+    job, shape = new.job, new.job.shape
     return {
         "id": job.id,
         "tenant_id": job.tenant,
@@ -169,18 +203,21 @@ def _columns(job: JobView, spec: JobSpec, api_version: str, revision: int) -> di
         "state": job.state.value,
         "desired": job.desired,
         "priority": job.priority,
-        "tasks_min": spec.tasks_min,
-        "tasks_max": spec.tasks_max,
-        "gpus_per_task": spec.task.gpus,
-        "cpu_milli": spec.task.cpu_milli,
-        "memory_mib": spec.task.memory_mib,
-        "gpu_models": codec.text(spec.task.gpu_models),
-        "topology": spec.topology.value,
-        "pool": spec.pool,
-        "preemptible": spec.preemptible,
+        "tasks_min": shape.tasks,
+        "tasks_max": shape.tasks_max,
+        "gpus_per_task": shape.per_task.gpus,
+        "cpu_milli": shape.per_task.cpu_milli,
+        "memory_mib": shape.per_task.memory_mib,
+        "gpu_models": codec.text(shape.gpu_models),
+        "topology": shape.topology.value,
+        "pool": shape.pool,
+        "site": codec.site_text(shape.site),
+        "extras": codec.text(shape.extras),
+        "preemptible": new.preemptible,
         "class_key": job.class_key,
-        "api_version": api_version,
+        "api_version": new.api_version,
         "document": job.document,
+        "outside_key": new.outside_key,
         "submitted_at": job.submitted_at,
         "eligible_at": job.eligible_at,
         "started_at": None,
@@ -239,6 +276,9 @@ def _view(row: Row[Any], *, simulated: bool) -> JobView:
             gpu_models=codec.gpu_models(row.gpu_models),
             topology=Topology(row.topology),
             pool=row.pool,
+            tasks_max=row.tasks_max,
+            site=codec.site(row.site),
+            extras=codec.extras(row.extras),
         ),
         class_key=row.class_key,
         document=row.document,

@@ -21,7 +21,7 @@ _SET = update(leader).where(leader.c.id == 1)
 _SET_MINE = _SET.where(leader.c.epoch == bindparam("mine"), leader.c.holder == bindparam("me"))
 
 
-def acquire(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds) -> int:
+def acquire(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds, *, above: int = 0) -> int:
     """Take the lead under the next epoch, which fences every earlier one.
 
     Args:
@@ -29,9 +29,10 @@ def acquire(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds) -> int:
         holder: identity of this daemon; the same holder may take over from itself at once.
         ttl_s: seconds after which another may take over unless `renew` was called.
         now: used where the database has no clock of its own.
+        above: the highest epoch known elsewhere: a database that was restored may have gone back.
 
     Returns:
-        The new epoch: the one before plus one.
+        The new epoch: one more than the one before and than `above`.
 
     Raises:
         AlreadyRunningError: another holder's lease is live.
@@ -46,7 +47,7 @@ def acquire(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds) -> int:
             f"{row.holder} leads this database (epoch {row.epoch})",
             hint=f"stop it, or wait {row.expires_at - instant:.0f} s until its lease ends",
         )
-    epoch = int(row.epoch) + 1
+    epoch = max(int(row.epoch), above) + 1
     tx.connection.execute(_SET, {"holder": holder, "epoch": epoch, "expires_at": instant + ttl_s})
     tx.next_revision(
         tenant=SYSTEM_TENANT,

@@ -4,8 +4,8 @@ The rules of the lifecycle's way out, in one place:
 - a recorded cancel never starts again: whatever else ended the attempt, the job ends CANCELLED,
   unless it had finished its work first;
 - infrastructure and lost requeue for free after a backoff; a limit in a row, then quarantine;
-- the user's own failure spends retries, with exponential backoff; a gang that somebody else made has
-  none, as its makers replace what failed;
+- the user's own failure spends retries, with exponential backoff; a gang that somebody else made
+  has none, as its makers replace what failed;
 - a stop that was ordered decides the end, unless the exit was seen first.
 """
 

@@ -5,6 +5,11 @@ true until it commits. All rows a plan speaks of are therefore read once, its pl
 through in Python, and those that fit are written together. The guards in the statements and the
 indexes still have the last word: where one objects, nothing of that remains, and the placements are
 written one by one, each in its own savepoint, so that each stands or falls alone and whole (I7).
+
+Sites and further resources (`TaskPlacement.extras`) are not looked at again, and have no guard: the
+daemon's `check_safety`, on the snapshot that the plan was made from, is what holds for them. Nobody
+but the leader gives any of them out, and what changes outside meanwhile is settled outside: whoever
+starts a task there refuses one that no longer fits.
 """
 
 from __future__ import annotations
@@ -283,8 +288,9 @@ def _check_task(books: Books, task: TaskPlacement) -> None:
         gpu = books.gpus.get(gpu_id)
         if gpu is None or not gpu.present or gpu.node_id != task.node_id:
             raise _RefusedError(f"GPU {gpu_id} has left node {node.name}")
-        if gpu.cordoned or gpu.health != Health.HEALTHY:
-            state = "cordoned" if gpu.cordoned else gpu.health
+        if gpu.cordoned or gpu.external or gpu.health != Health.HEALTHY:
+            held = "in use by others" if gpu.external else gpu.health
+            state = "cordoned" if gpu.cordoned else held
             raise _RefusedError(f"GPU {gpu_id} of node {node.name} is {state}")
 
 
@@ -298,8 +304,8 @@ def _program(job: AnyRow, placement: Placement) -> Program:
         ) from error
     if found.members and len(found.members) < len(placement.tasks):
         raise _UnreadableError(
-            f"its stored document names {len(found.members)} members,"
-            f" fewer than its {len(placement.tasks)} tasks"
+            f"its stored document names members for {len(found.members)}"
+            f" of its {len(placement.tasks)} tasks"
         )
     return found
 

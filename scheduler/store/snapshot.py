@@ -73,6 +73,8 @@ _WAITING_COLUMNS = (
     jobs.c.gpu_models,
     jobs.c.topology,
     jobs.c.pool,
+    jobs.c.site,
+    jobs.c.extras,
     jobs.c.preemptible,
     jobs.c.attempts,
     jobs.c.class_key,
@@ -100,6 +102,7 @@ _GPUS = (
         gpus.c.memory_mib,
         gpus.c.health,
         gpus.c.cordoned,
+        gpus.c.external,
     )
     .where(gpus.c.present.is_(True))
     .order_by(gpus.c.position)
@@ -166,9 +169,9 @@ def load_nodes(tx: Transaction, rows: list[AnyRow]) -> tuple[Node, ...]:
         statement = statement.where(gpus.c.node_id.in_([row.id for row in rows]))
     for gpu in tx.connection.execute(statement):
         # Unpacked by position: there are many, and access by name is slow.
-        node_id, gpu_id, position, model, memory_mib, health, cordoned = gpu
+        node_id, gpu_id, position, model, memory_mib, health, cordoned, external = gpu
         found[node_id].append(
-            Gpu(GpuId(gpu_id), position, model, memory_mib, _HEALTH[health], cordoned)
+            Gpu(GpuId(gpu_id), position, model, memory_mib, _HEALTH[health], cordoned, external)
         )
     return tuple(_node(row, tuple(found[row.id])) for row in rows)
 
@@ -187,6 +190,9 @@ def _node(row: AnyRow, on_it: tuple[Gpu, ...]) -> Node:
         health=_HEALTH[row.health],
         cordoned=row.cordoned,
         simulated=row.simulated,
+        labels=codec.labels(row.labels),
+        taints=codec.taints(row.taints),
+        extras=codec.extras(row.extras),
     )
 
 
@@ -247,6 +253,8 @@ def _shape(
     gpu_models: str,
     topology: str,
     pool: str | None,
+    site: str,
+    extras: str,
 ) -> JobShape:
     """The shape that these columns say: one value, however many jobs have it."""
     return JobShape(
@@ -256,6 +264,8 @@ def _shape(
         topology=Topology(topology),
         pool=None if pool is None else PoolName(pool),
         tasks_max=tasks_max,
+        site=codec.site(site),
+        extras=codec.extras(extras),
     )
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -157,6 +158,10 @@ nodes = Table(
     Column("cpu_milli_used", BigInteger, nullable=False),
     Column("memory_mib_used", BigInteger, nullable=False),
     Column("links", Text, nullable=False),
+    # JSON lists, sorted: what sites select by, what keeps tasks off, further resources for jobs.
+    Column("labels", Text, nullable=False, server_default="[]"),
+    Column("taints", Text, nullable=False, server_default="[]"),
+    Column("extras", Text, nullable=False, server_default="[]"),
     Column("seen_at", Double, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False, index=True),
@@ -180,6 +185,8 @@ gpus = Table(
     Column("present", Boolean, nullable=False),
     # Fixed leaf slots of the GPU; a whole GPU takes them all. 1 until GPUs are shared.
     Column("leaves", Integer, nullable=False),
+    # Somebody uses it whom we did not start.
+    Column("external", Boolean, nullable=False, server_default=false()),
     Column("version", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False, index=True),
     CheckConstraint("leaves >= 1", name="leaves"),
@@ -205,11 +212,16 @@ jobs = Table(
     Column("gpu_models", Text, nullable=False),
     Column("topology", String(32), nullable=False),
     Column("pool", String(64)),
+    # JSON: which nodes its tasks may sit on, "" for any; what each takes of further resources.
+    Column("site", Text, nullable=False, server_default=""),
+    Column("extras", Text, nullable=False, server_default="[]"),
     Column("preemptible", Boolean, nullable=False),
     Column("class_key", String(64), nullable=False),
     # As submitted, with its apiVersion; converted on read.
     Column("api_version", String(64), nullable=False),
     Column("document", Text, nullable=False),
+    # What a gang that somebody else made is known by outside; NULL for all others.
+    Column("outside_key", String(255)),
     Column("submitted_at", Double, nullable=False),
     Column("eligible_at", Double, nullable=False),
     Column("started_at", Double),
@@ -230,6 +242,14 @@ Index("ix_jobs_state_submitted", jobs.c.state, jobs.c.submitted_at)
 Index("ix_jobs_tenant_submitted", jobs.c.tenant_id, jobs.c.submitted_at, jobs.c.id)
 # The cluster-wide listing, newest first, must not sort a million ended jobs.
 Index("ix_jobs_submitted", jobs.c.submitted_at, jobs.c.id)
+# I15: one gang from outside, one job.
+Index(
+    "uq_jobs_outside_key",
+    jobs.c.outside_key,
+    unique=True,
+    sqlite_where=text("outside_key IS NOT NULL"),
+    postgresql_where=text("outside_key IS NOT NULL"),
+)
 
 attempts = Table(
     "attempts",

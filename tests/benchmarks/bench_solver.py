@@ -43,6 +43,7 @@ from scheduler.decide import decide
 from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort, Profile
 from scheduler.model.snapshot import Snapshot
+from scheduler.solver_worker import GARBAGE_THRESHOLDS
 
 PROFILE = Profile("knapsack", PriorityAge(), BestFit())
 EFFORT = Effort()
@@ -96,6 +97,7 @@ def measure(family: str, nodes: int, seed: int) -> Measured:
     snapshot.columns  # noqa: B018 - carried on by deltas in the daemon, so not part of a decision
     gc.collect()
     gc.freeze()  # as the worker does: a snapshot is no garbage
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     plans: list[Plan] = []
     times = []
     begun, started = time.perf_counter(), time.process_time()

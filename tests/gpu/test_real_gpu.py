@@ -15,7 +15,7 @@ import pytest
 from support import nvidia
 from support.daemon import DaemonProcess, job_document, wait_for_states
 
-from scheduler.agent.inventory import short_model
+from scheduler.model.gpu_names import short_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 

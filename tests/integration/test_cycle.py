@@ -170,6 +170,17 @@ def test_a_solver_without_a_plan_is_a_failure_to_try_again(desk: Desk) -> None:
     assert desk.cycle(force=True).placed == (job.id,)
 
 
+def test_a_plan_that_forgets_a_job_is_rejected_and_made_again(desk: Desk) -> None:
+    """Found by fault simulation: nobody would have looked at that job again."""
+    desk.solver.spoil = lambda plan: replace(plan, placements=(), value=0.0)
+    job = desk.office.submit(spec=job_spec(gpus=1))
+    report = desk.cycle()
+    assert report.failed, "the conductor forces the next cycle"
+    assert [violation.kind for violation in report.rejected] == ["reason"]
+    desk.solver.spoil = lambda plan: plan
+    assert desk.cycle(force=True).placed == (job.id,)
+
+
 def test_a_cycle_of_a_former_leader_is_fenced(desk: Desk) -> None:
     job = desk.office.submit(spec=job_spec(gpus=1))
     desk.office.write(lambda tx: lease.acquire(tx, "test", 1e9, desk.office.now))

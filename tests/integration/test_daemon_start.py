@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.agent.inventory import local_inventory
-from scheduler.backends.local import local
+from scheduler.backends.local import Local
 from scheduler.daemon import Daemon
 from scheduler.errors import ConfigurationError
 from scheduler.settings import ApiSettings, QueueSettings, Settings, StoreSettings
@@ -20,7 +20,7 @@ def test_a_data_directory_it_cannot_write_is_named(tmp_path: Path) -> None:
     settings = Settings(store=StoreSettings(data_dir=data_dir), api=ApiSettings(port=0))
     for _ in range(2):  # the lock was given back: the second says the same
         with pytest.raises(ConfigurationError, match=r"cannot be used: .*identity"):
-            Daemon(settings, local(local_inventory("1x1:H100")))
+            Daemon(settings, Local(local_inventory("1x1:H100")))
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,6 @@ def test_a_policy_that_cannot_be_live_is_refused(
         queue=QueueSettings(policy=policy),
     )
     with pytest.raises(ConfigurationError, match=complaint) as refused:
-        Daemon(settings, local(local_inventory("1x1:H100")))
+        Daemon(settings, Local(local_inventory("1x1:H100")))
     assert "HAVERSACK_QUEUE__POLICY" in refused.value.hint
     assert not (tmp_path / "data").exists(), "nothing was touched"

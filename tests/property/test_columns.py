@@ -14,9 +14,28 @@ from support.rooms import random_attempt, random_cluster, random_node
 from scheduler.model.columns import Columns, Free, NodeTable
 from scheduler.model.node import Health, Node
 from scheduler.model.quantity import PoolName, Resources
-from scheduler.model.snapshot import Snapshot, SnapshotDelta
+from scheduler.model.site import (
+    ANYWHERE,
+    Effect,
+    Site,
+    Taint,
+    Toleration,
+    TolerationOperator,
+    port_amounts,
+)
+from scheduler.model.siting import Siting
+from scheduler.model.snapshot import LiveAttempt, Snapshot, SnapshotDelta
 
 many = settings(max_examples=200, deadline=None, derandomize=True)
+PORT = port_amounts("TCP", 80)
+BUSY = Taint("busy", "", Effect.NO_SCHEDULE)
+EXTRAS = ("pods", "rdma/hca", *(name for name, _ in PORT))
+SITES = (
+    ANYWHERE,
+    Site(selector=(("kind", "fast"),)),
+    Site(tolerations=(Toleration("busy", TolerationOperator.EXISTS),)),
+    Site(node_name="node01"),
+)
 
 
 def different(one: object, other: object) -> list[str]:
@@ -24,7 +43,16 @@ def different(one: object, other: object) -> list[str]:
     found = []
     for field in fields(one):  # type: ignore[arg-type]
         a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, (Free, NodeTable)):
+        if field.name in ("extras", "extras_held"):
+            found += _other_extras(one, other)
+        elif isinstance(a, Siting):
+            found += [
+                f"siting of {site}"
+                for site in SITES
+                if not np.array_equal(a.selected(site), b.selected(site))
+                or not np.array_equal(a.tolerated(site), b.tolerated(site))
+            ]
+        elif isinstance(a, (Free, NodeTable)):
             found += [f"{field.name}.{name}" for name in different(a, b)]
         elif isinstance(a, np.ndarray):
             same = a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
@@ -34,9 +62,43 @@ def different(one: object, other: object) -> list[str]:
     return found
 
 
+def _other_extras(one: object, other: object) -> list[str]:
+    """Further resources of which one has other amounts than the other, named there or not."""
+
+    def amount(of: object, name: str) -> object:
+        if isinstance(of, NodeTable):
+            return of.capacity_of(name).tolist()
+        if isinstance(of, Free):
+            opened = np.where(of.table.open, of.amount_of(name), 0)
+            return opened.tolist()
+        assert isinstance(of, Columns)
+        held = of.extras_held.get(name, np.zeros(len(of.table.nodes), dtype=np.int64))
+        return held.tolist()
+
+    return [name for name in EXTRAS if amount(one, name) != amount(other, name)]
+
+
+def with_site(rng: random.Random, node: Node) -> Node:
+    """The node with other labels, taints and further resources."""
+    return replace(
+        node,
+        labels=rng.choice([(), (("kind", "fast"),), (("kind", "slow"), ("zone", "b"))]),
+        taints=rng.choice([(), (), (BUSY,)]),
+        extras=rng.choice([(), (("pods", 3),), (("pods", 2), ("rdma/hca", 1)), ((PORT[0][0], 0),)]),
+    )
+
+
+def with_extras(rng: random.Random, attempt: LiveAttempt) -> LiveAttempt:
+    """The attempt holding further resources."""
+    extras = rng.choice([(), (("pods", 1),), PORT, (("pods", 2), *PORT)])
+    return replace(attempt, tasks=tuple(replace(task, extras=extras) for task in attempt.tasks))
+
+
 def new_state(rng: random.Random, node: Node) -> Node:
-    """The node with other health, cordons or capacity."""
-    match rng.randrange(4):
+    """The node with other health, cordons, capacity, labels, taints or further resources."""
+    match rng.randrange(6):
+        case 4 | 5:
+            return with_site(rng, node)
         case 0:
             return replace(node, health=rng.choice(list(Health)))
         case 1:
@@ -83,7 +145,7 @@ def random_delta(rng: random.Random, before: Snapshot) -> SnapshotDelta:
     places = nodes + changed
     attempts = []
     if places and rng.random() < 0.5:
-        attempts.append(random_attempt(rng, f"new{rng.randrange(9)}", places))
+        attempts.append(with_extras(rng, random_attempt(rng, f"new{rng.randrange(9)}", places)))
     if live and places and rng.random() < 0.3:
         moved = random_attempt(rng, "x", places)
         attempts.append(replace(rng.choice(live), tasks=moved.tasks))

@@ -153,7 +153,8 @@ def test_who_runs_after_repacking_does_not_depend_on_who_ran_before(
     empty, jobs = crowd
     profile = profile_named("srtf-oracle")
     line = profile.order.order(jobs, NOW)
-    entitled = {entry.job.id for entry in Counts(empty.columns.table, ()).admitted(line)}
+    shapes = [entry.job.shape for entry in line]
+    entitled = {entry.job.id for entry in Counts(empty.columns.table, (), shapes).admitted(line)}
     ran_before = rng.sample(jobs, len(jobs) // 2)
     assert entitled <= running_after_repacking(empty, jobs, ran_before, profile)
     assert entitled <= running_after_repacking(empty, jobs, [], profile)

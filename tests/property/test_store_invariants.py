@@ -135,12 +135,13 @@ class StoreLife(RuleBasedStateMachine):
     @rule(outcome=st.sampled_from(Outcome), limit=st.integers(1, 3))
     def claim_and_settle(self, outcome: Outcome, limit: int) -> None:
         for intent in self.run(self.store.claim_intents(BOTH, limit, self.clock.now())):
-            self.run(self.store.settle(intent.id, Receipt(outcome, "told"), self.clock.now()))
+            told = Receipt(outcome, "told")
+            self.run(self.store.settle_many([(intent.id, told)], self.clock.now()))
 
     @rule(outcome=st.sampled_from(Outcome))
     def settle_what_a_crash_left(self, outcome: Outcome) -> None:
-        for intent in self.run(self.store.unsettled()):
-            self.run(self.store.settle(intent.id, Receipt(outcome), self.clock.now()))
+        told = [(intent.id, Receipt(outcome)) for intent in self.run(self.store.unsettled())]
+        self.run(self.store.settle_many(told, self.clock.now()))
 
     @precondition(lambda self: self.attempts())
     @rule(data=st.data())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from scheduler.errors import FencedError, StorageError
 from scheduler.model.execution import (
@@ -22,11 +22,18 @@ from scheduler.model.quantity import AttemptId, IntentId, JobId, UtcSeconds
 _FINAL = (Phase.EXITED, Phase.VANISHED, Phase.ABSENT)
 
 
+async def _at_once() -> None:
+    """Wait for nothing."""
+
+
 class FakeExecutionStore:
     """Holds intents and live attempts.
 
     Attributes:
         settled: receipts by intent.
+        settlements: intents of each settlement that was asked for, in order.
+        answering: waited for by each settlement before it is kept.
+        poisoned: intents that cannot be settled, nor any that are settled with them.
         recorded: every observation that reached us, in order.
         storage_errors: how many of the next calls fail as on a full disk.
         lost_claims: how many claims are committed and then not answered.
@@ -35,6 +42,9 @@ class FakeExecutionStore:
 
     def __init__(self) -> None:
         self.settled: dict[IntentId, Receipt] = {}
+        self.settlements: list[tuple[IntentId, ...]] = []
+        self.answering: Callable[[], Awaitable[None]] = _at_once
+        self.poisoned: set[IntentId] = set()
         self.recorded: list[AttemptObservation] = []
         self.storage_errors = 0
         self.lost_claims = 0
@@ -83,13 +93,20 @@ class FakeExecutionStore:
         self._check()
         return list(self._claimed)
 
-    async def settle(self, intent_id: IntentId, receipt: Receipt, now: UtcSeconds) -> None:
+    async def settle_many(
+        self, receipts: Sequence[tuple[IntentId, Receipt]], now: UtcSeconds
+    ) -> None:
         self._check()
-        self.settled[intent_id] = receipt
-        for intent in [one for one in self._claimed if one.id == intent_id]:
-            self._claimed.remove(intent)
-            if receipt.outcome is Outcome.REFUSED:
-                self.live.pop(intent.order.attempt_id, None)
+        self.settlements.append(tuple(intent_id for intent_id, _ in receipts))
+        await self.answering()
+        if self.poisoned & {intent_id for intent_id, _ in receipts}:
+            raise RuntimeError("the books contradict themselves")
+        for intent_id, receipt in receipts:
+            self.settled[intent_id] = receipt
+            for intent in [one for one in self._claimed if one.id == intent_id]:
+                self._claimed.remove(intent)
+                if receipt.outcome is Outcome.REFUSED:
+                    self.live.pop(intent.order.attempt_id, None)
 
     async def record(self, observation: AttemptObservation, now: UtcSeconds) -> JobState | None:
         self._check()

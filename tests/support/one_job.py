@@ -63,7 +63,7 @@ class OneJob:
         return list(self.run(self.store.claim_intents(kinds or BOTH, 10, later(1))))
 
     def settle(self, intent: Intent, receipt: Receipt = DONE) -> None:
-        self.run(self.store.settle(intent.id, receipt, later(2)))
+        self.run(self.store.settle_many([(intent.id, receipt)], later(2)))
 
     def record(self, seen: AttemptObservation, at: float = 20) -> JobState | None:
         return self.run(self.store.record(seen, later(at)))

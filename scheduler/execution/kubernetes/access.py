@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import proxy_bypass_environment
+from urllib.request import (  # type: ignore[attr-defined] # not in the type stubs
+    proxy_bypass_environment,
+)
 
 import yaml
 from kubernetes.client import Configuration
@@ -136,10 +138,12 @@ class _Source:
         with tempfile.TemporaryDirectory(prefix="haversack-tls-") as folder:
             try:
                 if self._in_pod:
-                    load_incluster_config(settings)
+                    load_incluster_config(settings)  # type: ignore[no-untyped-call]
                 else:
                     file = str(self._kubeconfig) if self._kubeconfig else None
-                    load_kube_config(file, client_configuration=settings, temp_file_path=folder)
+                    load_kube_config(  # type: ignore[no-untyped-call]
+                        file, client_configuration=settings, temp_file_path=folder
+                    )
                 self._prove(settings)
                 self.context = _tls(settings, self.context)
             except _UNREADABLE as error:

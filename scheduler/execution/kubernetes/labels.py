@@ -1,8 +1,9 @@
 """The names that Kubernetes objects carry: ours, and those of others that we honour.
 
-Sources: the public label and annotation references of Kubernetes, kubernetes-sigs/scheduler-plugins,
-volcano-sh/volcano, kubernetes-sigs/jobset, kubernetes-sigs/lws, kubeflow/training-operator,
-ray-project/kuberay, NVIDIA/k8s-device-plugin (GPU feature discovery), and the clouds' own pages.
+Sources: the public label and annotation references of Kubernetes,
+kubernetes-sigs/scheduler-plugins, volcano-sh/volcano, kubernetes-sigs/jobset, kubernetes-sigs/lws,
+kubeflow/training-operator, ray-project/kuberay, NVIDIA/k8s-device-plugin (GPU feature discovery),
+and the clouds' own pages.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ ATTEMPT: Final = PREFIX + "attempt"
 GANG_SIZE: Final = PREFIX + "gang-size"
 EPOCH: Final = PREFIX + "epoch"
 GPUS: Final = PREFIX + "gpus"
+TASKS: Final = PREFIX + "tasks"
+"""How many pods the attempt has: by it a restarted daemon knows a whole gang."""
+RANK: Final = PREFIX + "rank"
+"""Which task of its attempt the pod is, from 0."""
 TOPOLOGY: Final = PREFIX + "topology"
 """On a pod, how close its gang must be (`same-rack`); on a node, the agent's link matrix (JSON)."""
 
@@ -53,13 +58,13 @@ VOLCANO_GROUPS: Final = ("scheduling.k8s.io/group-name", "scheduling.volcano.sh/
 VOLCANO_MIN_MEMBER: Final = "scheduling.volcano.sh/group-min-member"
 VOLCANO_INDEX: Final = "volcano.sh/task-index"
 JOBSET_NAME: Final = "jobset.sigs.k8s.io/jobset-name"
+JOBSET_REPLICATED_JOB: Final = "jobset.sigs.k8s.io/replicatedjob-name"
 JOBSET_JOB_INDEX: Final = "jobset.sigs.k8s.io/job-global-index"
 JOBSET_ATTEMPT: Final = "jobset.sigs.k8s.io/restart-attempt"
 KUBEFLOW_JOB: Final = "training.kubeflow.org/job-name"
 KUBEFLOW_REPLICA_TYPE: Final = "training.kubeflow.org/replica-type"
 KUBEFLOW_INDEX: Final = "training.kubeflow.org/replica-index"
 RAY_GANG: Final = "ray.io/gang-scheduling-enabled"
-RAY_CLUSTER: Final = "ray.io/cluster"
 LWS_NAME: Final = "leaderworkerset.sigs.k8s.io/name"
 LWS_GROUP: Final = "leaderworkerset.sigs.k8s.io/group-index"
 LWS_INDEX: Final = "leaderworkerset.sigs.k8s.io/worker-index"

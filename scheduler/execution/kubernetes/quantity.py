@@ -74,9 +74,8 @@ def _scaled(number: int, ten: int) -> int:
     """`number * 10**ten`, rounded up. Bounded: nobody makes us compute 10**999999999."""
     if not number:
         return 0
-    if ten >= 0:
-        return number * 10 ** min(ten, _DIGITS_MAX)
-    return -(-number // 10 ** min(-ten, _LONGEST + _DIGITS_MAX))
+    power: int = 10 ** min(abs(ten), _LONGEST + _DIGITS_MAX)
+    return number * power if ten >= 0 else -(-number // power)
 
 
 def milli(amount: int) -> int:

@@ -9,7 +9,7 @@ here: its typed models cost twenty times what orjson does, and it has no rate li
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -36,6 +36,8 @@ JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 
+_REFUSED, _UNAUTHORIZED, _FORBIDDEN, _MISSING = 400, 401, 403, 404
+_CONFLICT, _GONE, _INVALID, _BUSY, _BROKEN = 409, 410, 422, 429, 500
 _CREDENTIALS_AGE_S = 60.0
 _LONGEST_PAUSE_S = 30.0
 
@@ -49,8 +51,6 @@ class RejectedError(HaversackError):
         message: the server's own explanation.
     """
 
-    code = "rejected-by-cluster"
-
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{status} {reason}: {message}" if reason else f"{status}: {message}")
         self.status = status
@@ -60,44 +60,40 @@ class RejectedError(HaversackError):
     @property
     def forbidden(self) -> bool:
         """Our rights do not cover it, or an admission policy refused it."""
-        return self.status == 403  # noqa: PLR2004 - an HTTP status says what it is
+        return self.status == _FORBIDDEN
 
     @property
     def missing(self) -> bool:
         """There is no such object."""
-        return self.status == 404  # noqa: PLR2004
+        return self.status == _MISSING
 
     @property
     def conflict(self) -> bool:
         """A precondition does not hold, or the object exists already."""
-        return self.status == 409  # noqa: PLR2004
+        return self.status == _CONFLICT
 
     @property
     def expired(self) -> bool:
         """The resource version is too old: list afresh."""
-        return self.status == 410  # noqa: PLR2004
+        return self.status == _GONE
 
     @property
     def invalid(self) -> bool:
         """A rule of the API or of an admission policy forbids it."""
-        return self.status == 422  # noqa: PLR2004
+        return self.status == _INVALID
 
     @property
     def blocked(self) -> bool:
         """A disruption budget forbids it for now."""
-        return self.status == 429  # noqa: PLR2004
+        return self.status == _BUSY
 
 
 class TooBusyError(OverloadedError):
     """The server sheds load and went on doing so; nothing was done."""
 
-    code = "cluster-busy"
-
 
 class OutcomeUnknownError(HaversackError):
     """No answer, or one that does not say: perhaps it was done. Read again, then decide."""
-
-    code = "cluster-outcome-unknown"
 
 
 class Lane(StrEnum):
@@ -177,6 +173,18 @@ class _Gate:
             if self._next_s > now_s:
                 await asyncio.sleep(self._next_s - now_s)
             yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is sent, and how long the answer may take."""
+
+    method: str
+    path: str
+    times: aiohttp.ClientTimeout
+    query: Mapping[str, str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    data: bytes | None = None
 
 
 class ApiServer:
@@ -259,25 +267,27 @@ class ApiServer:
 
     async def lines(
         self, path: str, query: Mapping[str, str], *, silence_s: float
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The lines of a reply that goes on, such as a watch; a line cut short is left out.
+
+        Nothing is repeated here, but credentials that the server refuses are read afresh, so that
+        the next call may pass.
 
         Args:
             path: what to read.
             query: parameters of the watch.
             silence_s: without a byte for so long, the connection counts as lost.
-
-        Raises:
-            OutcomeUnknownError: the connection was lost, or fell silent; go on from the last line.
         """
-        timeout = aiohttp.ClientTimeout(
+        await self._keep_fresh()
+        times = aiohttp.ClientTimeout(
             total=None, sock_connect=self._limits.connect_s, sock_read=silence_s
         )
-        rest = b""
-        async with self._reply(
-            "GET", path, timeout, query, {"Accept-Encoding": "identity"}
-        ) as reply:
-            if reply.status >= 400:  # noqa: PLR2004 - an HTTP status says what it is
+        request = _Request("GET", path, times, query, {"Accept-Encoding": "identity"})
+        rest, sent = b"", self._access.headers()
+        async with self._reply(request) as reply:
+            if reply.status == _UNAUTHORIZED:
+                await self._renew(sent)
+            if reply.status >= _REFUSED:
                 raise _refusal(reply, await reply.read())
             async for chunk in reply.content.iter_any():
                 *whole, rest = (rest + chunk).split(b"\n")
@@ -298,19 +308,22 @@ class ApiServer:
     ) -> Document:
         """Ask until there is an answer; repeats only what the server says it did not do."""
         await self._keep_fresh()
-        data = None if body is None else orjson.dumps(body)
-        headers = {} if data is None else {"Content-Type": content_type}
-        timeout = aiohttp.ClientTimeout(
+        times = aiohttp.ClientTimeout(
             total=reply_s or self._limits.reply_s, sock_connect=self._limits.connect_s
         )
-        renewed = False
-        tries = 0
+        if body is None:
+            request = _Request(method, path, times, query)
+        else:
+            headers = {"Content-Type": content_type}
+            request = _Request(method, path, times, query, headers, orjson.dumps(body))
+        renewed, tries = False, 0
         while True:
             async with self._gates[lane].pass_through():
-                status, answer = await self._once(method, path, lane, timeout, query, headers, data)
+                sent = self._access.headers()
+                status, answer = await self._once(request, lane)
             if not isinstance(answer, HaversackError):
                 return answer
-            if status == 401 and not renewed and await self._renew():  # noqa: PLR2004
+            if status == _UNAUTHORIZED and not renewed and await self._renew(sent):
                 renewed = True
                 continue
             tries += 1
@@ -318,51 +331,33 @@ class ApiServer:
                 raise answer
             await self._sleep(min(answer.retry_after_s, _LONGEST_PAUSE_S))
 
-    async def _once(
-        self,
-        method: str,
-        path: str,
-        lane: Lane,
-        timeout: aiohttp.ClientTimeout,
-        query: Mapping[str, str] | None,
-        headers: Mapping[str, str],
-        data: bytes | None,
-    ) -> tuple[int, Document | HaversackError]:
+    async def _once(self, request: _Request, lane: Lane) -> tuple[int, Document | HaversackError]:
         """One request: the reply's status and document, or the error that it means."""
         clock = asyncio.get_running_loop().time
         began_s, status = clock(), 0
         try:
-            async with self._reply(method, path, timeout, query, headers, data) as reply:
+            async with self._reply(request) as reply:
                 content = await reply.read()
                 status = reply.status
-                if status >= 400:  # noqa: PLR2004 - an HTTP status says what it is
+                if status >= _REFUSED:
                     return status, _refusal(reply, content)
                 return status, _document(content)
         finally:
-            self._answered(method, lane, status, clock() - began_s)
+            self._answered(request.method, lane, status, clock() - began_s)
 
     @asynccontextmanager
-    async def _reply(
-        self,
-        method: str,
-        path: str,
-        timeout: aiohttp.ClientTimeout,
-        query: Mapping[str, str] | None,
-        headers: Mapping[str, str],
-        data: bytes | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _reply(self, request: _Request) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send; yield the reply; turn what the network does into our errors."""
         assert self._session is not None, "use it as `async with ApiServer(...)`"
         access = self._access
-        what = f"{method} {path}"
         try:
             async with self._session.request(
-                method,
-                access.base_url + path,
-                params=query,
-                data=data,
-                headers={**headers, **access.headers()},
-                timeout=timeout,
+                request.method,
+                access.base_url + request.path,
+                params=request.query,
+                data=request.data,
+                headers={**request.headers, **access.headers()},
+                timeout=request.times,
                 proxy=access.proxy,
                 server_hostname=access.server_name,
                 allow_redirects=False,
@@ -373,7 +368,9 @@ class ApiServer:
                 f"no API server answers at {access.base_url}: {error}"
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise OutcomeUnknownError(f"{what}: {type(error).__name__} {error}") from error
+            raise OutcomeUnknownError(
+                f"{request.method} {request.path}: {type(error).__name__} {error}"
+            ) from error
 
     async def _keep_fresh(self) -> None:
         """Look after credentials that expire, at most once a minute."""
@@ -384,9 +381,8 @@ class ApiServer:
             self._renewed_s = now_s
             await self._read_credentials(refused=False)
 
-    async def _renew(self) -> bool:
+    async def _renew(self, refused: dict[str, str]) -> bool:
         """Read credentials that the server refused afresh; whether it makes sense to ask again."""
-        refused = self._access.headers()
         async with self._renewing:
             if self._access.headers() != refused:
                 return True  # another request has done it meanwhile
@@ -423,10 +419,10 @@ def _refusal(reply: aiohttp.ClientResponse, content: bytes) -> HaversackError:
     told = document if isinstance(document, dict) else {}
     message = str(told.get("message") or content[:500].decode(errors="replace").strip())
     details = told.get("details") or {}
-    if status >= 500:  # noqa: PLR2004 - an HTTP status says what it is
+    if status >= _BROKEN:
         return OutcomeUnknownError(f"{reply.method} {reply.url.path}: {status} {message}")
     # A 429 with causes is about the object (a disruption budget), not about load.
-    if status == 429 and not details.get("causes"):  # noqa: PLR2004
+    if status == _BUSY and not details.get("causes"):
         wait_s = _retry_after_s(reply.headers.get("Retry-After"), details)
         return TooBusyError(message, retry_after_s=wait_s)
     return RejectedError(status, str(told.get("reason") or ""), message)

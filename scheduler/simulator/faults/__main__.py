@@ -38,10 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def told(result: Result, bug: str | None = None) -> str:
-    """A result in a line, with the command that replays it when something broke."""
+    """A result in a line, with the command that replays it when something broke.
+
+    The event loops of two versions of Python order what happens at one instant differently, so that
+    a seed tells another story under each: the line names the version.
+    """
     line = (
         f"seed {result.seed}: {result.steps} steps, {result.fired.total()} faults, settled after"
-        f" {result.settled_s:.0f} s, trace {result.digest[:16]}"
+        f" {result.settled_s:.0f} s, trace {result.digest[:16]},"
+        f" Python {sys.version_info.major}.{sys.version_info.minor}"
     )
     if not result.invariant:
         return line

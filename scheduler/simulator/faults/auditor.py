@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from scheduler.model.lifecycle import TERMINAL, JobState
 from scheduler.model.quantity import JobId, TenantId
@@ -15,6 +15,11 @@ from scheduler.simulator.faults.users import Memory
 from scheduler.simulator.faults.world import World
 from scheduler.store.snapshot import load_delta
 from scheduler.store.transaction import Transaction
+
+_UNTOLD = (
+    "SELECT id FROM jobs WHERE state = 'PENDING' AND revision <= ?"
+    " AND class_key NOT IN (SELECT class_key FROM reasons) ORDER BY id"
+)
 
 
 class Auditor:
@@ -73,6 +78,21 @@ class Auditor:
             if getattr(stored, part) != getattr(snapshot, part):
                 return f"the cycle's {part} at revision {snapshot.revision} are not the store's"
         return ""
+
+    def untold(self, epoch: int, revision: int, refused: Collection[JobId]) -> str:
+        """A job that a decision left waiting without a reason; "" where every one has its reason.
+
+        Such a job has no place and no reason to be looked at again: it settles by luck only (I14).
+
+        Args:
+            epoch: of who decided. Nothing is told of a former leader.
+            revision: of the snapshot it was decided on; who has changed since is not looked at.
+            refused: jobs that were placed and refused: the next decision comes at once.
+        """
+        if epoch != self._reader.books().epoch:
+            return ""
+        rows = self._driver.execute(_UNTOLD, (revision,))
+        return next((row[0] for row in rows if row[0] not in refused), "")
 
     def cordoned(self) -> list[str]:
         """Nodes and GPUs that are out of service."""

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import true
 
 from scheduler import cycle
+from scheduler.allocation import verify
 from scheduler.execution import apply, reconcile, watch
 from scheduler.model.lifecycle import JobEvent
 from scheduler.service import moves, submission
@@ -118,7 +119,7 @@ BUGS: dict[str, Bug] = {
     "effect-before-commit": Bug(
         "1",
         "launches are carried out without their claim being stored",
-        _wrong(execution, "_claim_one", nothing(answer=True)),
+        _wrong(execution, "_take", nothing()),
     ),
     "answer-before-commit": Bug(
         "1",
@@ -189,6 +190,11 @@ BUGS: dict[str, Bug] = {
         "27",
         "a plan is committed as the solver sent it",
         _wrong(cycle, "check_safety", nothing(answer=())),
+    ),
+    "forgotten-jobs-not-missed": Bug(
+        "27",
+        "nobody looks whether a plan places or explains every job that waits",
+        _wrong(verify, "_reasons", nothing(answer=())),
     ),
     "no-quarantine": Bug(
         "29",

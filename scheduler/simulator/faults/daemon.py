@@ -75,6 +75,8 @@ class Surroundings:
         woken: called after each commit that moved the journal, as the database notifies replicas.
         decided: called with a plan and what it was made from: the world moves on before it is
             answered.
+        finished: called after each cycle that decided, with the leader's epoch, the revision that
+            it decided on, and its report.
         rejected_plans: folder for plans that failed verification.
     """
 
@@ -87,6 +89,7 @@ class Surroundings:
     step: Callable[[str], None]
     woken: Callable[[], None]
     decided: Callable[[Plan, Snapshot], None]
+    finished: Callable[[int, int, CycleReport], None]
     rejected_plans: Path
 
 
@@ -110,6 +113,7 @@ class SimulatedDaemon:
         self._thawed.set()
         self._died = asyncio.Event()
         self._wakes: list[Callable[[], None]] = []
+        self._decided_on = 0
         self.context = contextvars.copy_context()
         self.context.run(CURRENT.set, self)
         self.executor = HostExecutor(around.world, around.chance, number)
@@ -234,7 +238,7 @@ class SimulatedDaemon:
         conductor = Conductor(
             CycleContext(
                 store=DatabaseCycleStore(self.store, self.epoch, around.ids),
-                solver=SimulatedSolver(around.chance, self.gate, around.decided),
+                solver=SimulatedSolver(around.chance, self.gate, self._decided),
                 profile=profile_named("priority-age"),
                 effort=EFFORT,
                 seed=0,
@@ -275,7 +279,12 @@ class SimulatedDaemon:
             applier.run(), watcher.run(), reconciler.run(), conductor.run(), self._keep_inventory()
         )
 
+    def _decided(self, plan: Plan, snapshot: Snapshot) -> None:
+        self._decided_on = snapshot.revision
+        self._around.decided(plan, snapshot)
+
     def _cycle_finished(self, report: CycleReport, applier: Applier) -> None:
+        self._around.finished(self.epoch, self._decided_on, report)
         placed = ", ".join(report.placed) or "nobody"
         refused = "".join(f"; refuses {job}: {why}" for job, why in report.refused)
         self._around.step(f"daemon {self.number} places {placed}{refused}")
@@ -361,9 +370,11 @@ class Redelivering:
         """As the store behind."""
         return await self._store.unsettled()
 
-    async def settle(self, intent_id: IntentId, receipt: Receipt, now: UtcSeconds) -> None:
+    async def settle_many(
+        self, receipts: Sequence[tuple[IntentId, Receipt]], now: UtcSeconds
+    ) -> None:
         """As the store behind."""
-        await self._store.settle(intent_id, receipt, now)
+        await self._store.settle_many(receipts, now)
 
     async def record(self, observation: AttemptObservation, now: UtcSeconds) -> JobState | None:
         """As the store behind; a fault sends the same observation again later."""

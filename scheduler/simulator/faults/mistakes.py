@@ -115,14 +115,15 @@ def only_the_places(_right: Wrong) -> Wrong:
 def freed_when_stop_is_sent(right: Wrong) -> Wrong:
     """A stop that was delivered ends the attempt in the books."""
 
-    def settle(self: Any, tx: Any, intent_id: Any, receipt: Any, now: Any) -> None:
-        right(self, tx, intent_id, receipt, now)
+    def settle(self: Any, tx: Any, told: Any, now: Any) -> None:
+        right(self, tx, told, now)
         query = text("SELECT attempt_id FROM intents WHERE id = :id AND kind = 'stop'")
-        attempt_id = tx.connection.execute(query, {"id": intent_id}).scalar_one_or_none()
-        live = None if attempt_id is None else outcome._live(tx, attempt_id)
-        if live is not None and receipt.outcome is Outcome.DONE:
-            end = End(EndCause.CANCELLED, now)
-            outcome._finish(tx, live, outcome._job(tx, live), end, self._limits, now)
+        for intent_id, receipt in told:
+            attempt_id = tx.connection.execute(query, {"id": intent_id}).scalar_one_or_none()
+            live = None if attempt_id is None else outcome._live(tx, attempt_id)
+            if live is not None and receipt.outcome is Outcome.DONE:
+                end = End(EndCause.CANCELLED, now)
+                outcome._finish(tx, live, outcome._job(tx, live), end, self._limits, now)
 
     return settle
 

@@ -17,6 +17,7 @@ from typing import NoReturn, Self
 import structlog
 
 from scheduler import failpoints
+from scheduler.cycle import CycleReport
 from scheduler.model.lifecycle import EndCause
 from scheduler.model.plan import Plan
 from scheduler.model.snapshot import Snapshot
@@ -185,6 +186,7 @@ class Schedule:
             step=self.step,
             woken=self._wake_all,
             decided=self._meddle,
+            finished=self._hear,
             rejected_plans=rig.rejected_plans,
         )
         self._daemons: list[SimulatedDaemon] = []
@@ -332,6 +334,12 @@ class Schedule:
         if job in owners and chance.strikes(Fault.CANCEL_RACE, 0.1, job):
             verb = chance.pick(("cancel", "cancel", "hold"))
             users.start(users.move(verb, job, owners[job]))
+
+    def _hear(self, epoch: int, revision: int, report: CycleReport) -> None:
+        """Whoever a decision leaves waiting must be told why."""
+        refused = [job for job, _ in report.refused]
+        if not report.failed and (job := self._auditor.untold(epoch, revision, refused)):
+            self._break("I14", f"{job} was left waiting without a reason")
 
     # Faults that come by themselves; the others strike where their call is made.
 

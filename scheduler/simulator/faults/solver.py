@@ -90,9 +90,20 @@ class SimulatedSolver:
 
 
 def garbage(plan: Plan, snapshot: Snapshot, chance: Chance) -> Plan:
-    """A plan as a broken solver might send it: over-committed, partial, misplaced or made up."""
+    """A plan as a broken solver might send it: over-committed, partial, misplaced or made up.
+
+    Not one that is whole and tells of want of room where there is room: only who decides again
+    could tell that from the truth.
+    """
     spoil = chance.pick(
-        (_claims_the_impossible, _forgets_a_task, _gives_no_gpus, _takes_what_is_held, _repeats)
+        (
+            _claims_the_impossible,
+            _forgets_a_class,
+            _forgets_a_task,
+            _gives_no_gpus,
+            _takes_what_is_held,
+            _repeats,
+        )
     )
     placements = tuple(spoil(list(plan.placements), snapshot))
     return replace(
@@ -125,6 +136,13 @@ def _first_gpus(task: TaskPlacement, snapshot: Snapshot) -> tuple[GpuId, ...]:
     return tuple(gpu.id for gpu in node.gpus[: len(task.gpu_ids)])
 
 
+def _forgets_a_class(placements: list[Placement], snapshot: Snapshot) -> list[Placement]:
+    """Classes that were placed to the last job are not spoken of at all."""
+    placed = {placement.job_id for placement in placements}
+    told = {job.class_key for job in snapshot.waiting.values() if job.id not in placed}
+    return [each for each in placements if snapshot.waiting[each.job_id].class_key in told]
+
+
 def _forgets_a_task(placements: list[Placement], _: Snapshot) -> list[Placement]:
     return [replace(placement, tasks=placement.tasks[:-1]) for placement in placements]
 
@@ -137,18 +155,20 @@ def _gives_no_gpus(placements: list[Placement], _: Snapshot) -> list[Placement]:
 
 
 def _takes_what_is_held(placements: list[Placement], snapshot: Snapshot) -> list[Placement]:
-    """The places of what runs, given once more to who waits."""
+    """The places of what runs, given once more to who waits, as far as they go."""
     held = [task for attempt in snapshot.live.values() for task in attempt.tasks]
     return [
         replace(
             placement,
-            tasks=tuple(
-                replace(task, node_id=taken.node_id, gpu_ids=taken.gpu_ids)
-                for task, taken in zip(placement.tasks, held, strict=False)
+            tasks=(
+                *(
+                    replace(task, node_id=taken.node_id, gpu_ids=taken.gpu_ids)
+                    for task, taken in zip(placement.tasks, held, strict=False)
+                ),
+                *placement.tasks[len(held) :],
             ),
         )
         for placement in placements
-        if len(placement.tasks) <= len(held)
     ]
 
 

@@ -374,7 +374,7 @@ def test_a_fenced_store_changes_nothing(make: Make) -> None:
     for call in (
         world.claim,
         lambda: world.record(exited(attempt)),
-        lambda: world.run(world.store.settle(IntentId("i-x"), DONE, later(0))),
+        lambda: world.run(world.store.settle_many([(IntentId("i-x"), DONE)], later(0))),
     ):
         with pytest.raises(FencedError):
             call()

@@ -99,7 +99,7 @@ def test_an_older_schema_is_brought_up_and_keeps_its_rows(store_settings: StoreS
     database.write_sync(lambda tx: insert_job(tx, "j-0"))
     before = database.read_sync(look)
     database.write_sync(lambda tx: command.downgrade(schema.alembic_config(tx.connection), "0001"))
-    assert database.read_sync(look)[0] != before[0]
+    assert database.read_sync(lambda tx: _indexes(tx.connection)) != before[0]
     database.close()
     database = Database.open(store_settings, clock=ManualClock())
     assert database.read_sync(look) == before

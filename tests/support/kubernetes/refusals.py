@@ -60,7 +60,7 @@ def success(code: int, details: Json | None = None) -> Json:
     body: Json = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
     if details:
         body["details"] = details
-    if code != 200:  # noqa: PLR2004 - the server names the code only where it is not the usual one
+    if code != 200:
         body["code"] = code
     return body
 

@@ -134,9 +134,7 @@ THIRD_PARTY = (
     Resource("scheduling.k8s.io", "v1alpha2", "podgroups", "PodGroup", status=True),
     Resource("scheduling.k8s.io", "v1alpha2", "workloads", "Workload"),
     Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", "PodGroup", status=True, custom=True),
-    Resource(
-        "scheduling.volcano.sh", "v1beta1", "podgroups", "PodGroup", status=True, custom=True
-    ),
+    Resource("scheduling.volcano.sh", "v1beta1", "podgroups", "PodGroup", status=True, custom=True),
     Resource("jobset.x-k8s.io", "v1alpha2", "jobsets", "JobSet", status=True, custom=True),
     Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob", status=True, custom=True),
     Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob", status=True, custom=True),
@@ -223,10 +221,10 @@ class Registry:
                 raise no_such_resource()
         namespace = ""
         # `namespaces/x` and `namespaces/x/status` name the namespace itself.
-        about_itself = len(rest) == 3 and rest[2] in ("status", "finalize")  # noqa: PLR2004
-        if rest[:1] == ["namespaces"] and len(rest) > 2 and not about_itself:  # noqa: PLR2004
+        about_itself = len(rest) == 3 and rest[2] in ("status", "finalize")
+        if rest[:1] == ["namespaces"] and len(rest) > 2 and not about_itself:
             namespace, rest = rest[1], rest[2:]
-        if not rest or len(rest) > 3:  # noqa: PLR2004 - plural, name, subresource
+        if not rest or len(rest) > 3:
             raise no_such_resource()
         plural, name, subresource = (*rest, "", "")[:3]
         resource = self._by_path.get((group, version, plural))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import orjson
-
 from support.kubernetes.refusals import Json, expired
 from support.kubernetes.selectors import Selection
 
@@ -27,7 +26,8 @@ class Signal(Enum):
     """What a watcher is told that is not a change."""
 
     BOOKMARK = "bookmark"
-    CUT = "cut"
+    END = "end in good order"
+    CUT = "cut the connection"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,9 +109,7 @@ class Shelf:
 
     def listed(self, selection: Selection) -> list[Json]:
         """What a selection takes, by namespace and name."""
-        return [
-            found for _, found in sorted(self.objects.items()) if selection.takes(found)
-        ]
+        return [found for _, found in sorted(self.objects.items()) if selection.takes(found)]
 
 
 class Storage:
@@ -146,14 +144,15 @@ class Storage:
         self._publish(shelf, Change(self.version, stored, before))
         return stored
 
-    def remove(self, name: tuple[str, str], key: Key) -> Json:
+    def remove(self, name: tuple[str, str], key: Key, *, last: Json | None = None) -> Json:
         """Take an object out; its last form, at the version of the removal."""
         shelf = self.shelf(name)
         before = shelf.objects.pop(key)
         self.version += 1
+        final = last or before
         gone = {
-            **before,
-            "metadata": {**before["metadata"], "resourceVersion": str(self.version)},
+            **final,
+            "metadata": {**final["metadata"], "resourceVersion": str(self.version)},
         }
         self._publish(shelf, Change(self.version, None, before, gone))
         return gone

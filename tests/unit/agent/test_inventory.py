@@ -16,8 +16,9 @@ from support.nvml import (
     switched,
 )
 
-from scheduler.agent.inventory import HostInventory, NvmlInventory, local_inventory, short_model
+from scheduler.agent.inventory import HostInventory, NvmlInventory, local_inventory
 from scheduler.agent.nvml import Fabric, RemappedRows
+from scheduler.model.gpu_names import short_model
 from scheduler.model.node import Health
 from scheduler.model.ports import Inventory
 

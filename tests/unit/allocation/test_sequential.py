@@ -122,8 +122,9 @@ def test_counts_fill_the_fullest_node_and_break_a_whole_gpu_last() -> None:
     line = profile_named("fifo").order.order(
         [*jobs, make_job("w", shape(8, cpu_milli=0, memory_mib=0))], NOW
     )
-    admitted = Counts(table, held).admitted(line)
+    shapes = [entry.job.shape for entry in line]
+    admitted = Counts(table, held, shapes).admitted(line)
     assert [entry.job.id for entry in admitted] == ["j-p0", "j-p1", "j-p2"], (
         "two parts share the last GPU of one node, the third breaks the other node"
     )
-    assert len(Counts(table, held).admitted([*line[:2], line[3]])) == 3
+    assert len(Counts(table, held, shapes).admitted([*line[:2], line[3]])) == 3

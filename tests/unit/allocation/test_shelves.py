@@ -34,7 +34,7 @@ from scheduler.model.terms import Headroom, Quota, Terms
 
 
 def shelves_of(snapshot: Snapshot) -> Shelves:
-    groups = groups_of(snapshot.columns.table, snapshot.terms, racks=False, each_node=False)
+    groups = groups_of(snapshot.columns.table, snapshot.terms, (), racks=False, each_node=False)
     return Shelves(snapshot, snapshot.columns.free, groups.of_row, groups.price.tolist())
 
 

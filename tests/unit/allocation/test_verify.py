@@ -136,6 +136,10 @@ WRONG: dict[str, tuple[Callable[[Plan], Plan], Kind]] = {
         Kind.EVICTION,
     ),
     "a silent class": (lambda p: replace(p, waiting=p.waiting[1:]), Kind.REASON),
+    "a forgotten job": (
+        lambda p: replace(p, placements=p.placements[1:], value=p.value - p.placements[0].value),
+        Kind.REASON,
+    ),
     "an empty record": (
         lambda p: replace(p, waiting=(replace(p.waiting[0], reasons=()), *p.waiting[1:])),
         Kind.REASON,
@@ -156,9 +160,10 @@ def test_a_spoilt_plan_is_rejected(case: str) -> None:
 
 @pytest.mark.parametrize("case", WRONG)
 def test_the_daemons_own_look_finds_every_harm(case: str) -> None:
-    """It may miss what a plan says about jobs it does not place, never what would break things."""
+    """It may miss what a job is worth, never what breaks things or leaves somebody unheard."""
     plan = WRONG[case][0](decided())
-    harms = {v.kind for v in check(plan) if v.severity is Severity.UNSAFE}
+    found = check(plan)
+    harms = {v.kind for v in found if v.severity is Severity.UNSAFE or v.kind is Kind.REASON}
     assert harms <= {v.kind for v in check_safety(plan, SNAPSHOT, NOW)}
 
 

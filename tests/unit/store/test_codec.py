@@ -28,6 +28,7 @@ LAUNCHES = st.builds(
             gpu_ids=st.lists(WORDS.map(GpuId), max_size=3).map(tuple),
             simulated=st.booleans(),
             cpu_milli=st.integers(0, 10**6),
+            member=WORDS,
         ),
         max_size=3,
     ).map(tuple),

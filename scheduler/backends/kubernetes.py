@@ -1,0 +1,271 @@
+"""A Kubernetes cluster: gangs of pods that name us as their scheduler are decided on and bound."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import structlog
+
+from scheduler.backends.backend import Surroundings
+from scheduler.errors import ConfigurationError, FencedError, HaversackError
+from scheduler.execution.kubernetes.access import Access, load_access
+from scheduler.execution.kubernetes.binder import Binder
+from scheduler.execution.kubernetes.cluster import Cluster, NodeSink, PodSink
+from scheduler.execution.kubernetes.conditions import Conditions
+from scheduler.execution.kubernetes.events import Events
+from scheduler.execution.kubernetes.evict import Evictor
+from scheduler.execution.kubernetes.executor import KubernetesExecutor
+from scheduler.execution.kubernetes.fence import Fence
+from scheduler.execution.kubernetes.follower import Follower
+from scheduler.execution.kubernetes.gathering import ClusterGatherer
+from scheduler.execution.kubernetes.lookup import Lookup
+from scheduler.execution.kubernetes.nodes import KubeNode, node_of
+from scheduler.execution.kubernetes.pods import Pod, pod_of
+from scheduler.execution.kubernetes.reader import Reader
+from scheduler.execution.kubernetes.server import ApiServer, RejectedError
+from scheduler.execution.kubernetes.telling import Teller
+from scheduler.model.execution import LogChunk
+from scheduler.model.quantity import AttemptId
+from scheduler.settings import KubernetesSettings
+from scheduler.store.decisions import why_outside_waits
+from scheduler.store.execution import expected
+from scheduler.store.outside import SqlOutsideStore
+
+log = structlog.get_logger(__name__)
+
+_TELL_EVERY_S = 1.0
+_STALE_S = 120.0
+"""A reader that has heard nothing for so long is in trouble: bookmarks come each minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """Makes the backend of a cluster.
+
+    Attributes:
+        tied_to_host: False: whatever runs, runs on the cluster's nodes.
+    """
+
+    settings: KubernetesSettings
+    tied_to_host: bool = False
+
+    def highest_epoch(self) -> int:
+        """The epoch in the cluster's Lease.
+
+        Raises:
+            ConfigurationError: the kubeconfig cannot be used.
+            HaversackError: the API server does not answer, or refuses to tell.
+        """
+        access = load_access(self.settings.kubeconfig)
+        return asyncio.run(self._read_epoch(access))
+
+    async def _read_epoch(self, access: Access) -> int:
+        async with ApiServer(access) as server:
+            return await Fence(server, holder="", namespace=self.settings.namespace).read_epoch()
+
+    def make(self, given: Surroundings) -> KubernetesBackend:
+        """The backend; the cluster is asked only when it begins."""
+        return KubernetesBackend(given, load_access(self.settings.kubeconfig))
+
+
+class KubernetesBackend:
+    """Reads the cluster into the store, and carries decisions out on it.
+
+    Attributes:
+        executor: binds and deletes pods.
+        logs: says where logs are.
+        launches_max: gangs that are bound at once.
+    """
+
+    executor: KubernetesExecutor
+
+    def __init__(self, given: Surroundings, access: Access) -> None:
+        self.logs = NoLogs()
+        self.launches_max = given.settings.kubernetes.binds_in_flight_max
+        self._given = given
+        self._settings = given.settings.kubernetes
+        self._server = ApiServer(access)
+        self._unfenced = ""
+        self._stack = AsyncExitStack()
+        self._readers: dict[str, Reader[KubeNode] | Reader[Pod]] = {}
+        self._follower: Follower | None = None
+        self._reading: list[asyncio.Task[None]] = []
+
+    async def begin(self) -> None:
+        """Publish our epoch, read the cluster, and write what there is into the store.
+
+        Raises:
+            ConfigurationError: the cluster does not fence stale leaders and the settings require
+                it, or its API server lets us read nothing.
+            FencedError: another leader has taken over.
+            HaversackError: the API server or the store does not answer.
+        """
+        try:
+            await self._begin()
+        except BaseException:
+            await self._end()
+            raise
+
+    async def _begin(self) -> None:
+        given = self._given
+        await self._stack.enter_async_context(self._server)
+        holder = f"{socket.gethostname()}"
+        fence = Fence(self._server, holder=holder, namespace=self._settings.namespace)
+        fenced = await self._raise_fence(fence)
+        evictor = Evictor(self._server, given.clock)
+        binder = Binder(self._server, evictor, fence=fence if fenced else None)
+        cluster = Cluster(told=self._news)
+        store = SqlOutsideStore(given.database, given.epoch, given.ids)
+        self._teller = Teller(
+            Conditions(self._server, given.clock), Events(self._server, given.clock, holder)
+        )
+        self._cluster = cluster
+        follower = self._follower = Follower(
+            cluster,
+            store,
+            ClusterGatherer(cluster, Lookup(self._server)),
+            given.clock,
+            report=self._teller.wait_for,
+        )
+        loop = asyncio.get_running_loop()
+        self.executor = KubernetesExecutor(
+            loop, cluster, binder, evictor, given.clock, synced=self._synced
+        )
+        for attempt in await given.database.read(expected):
+            cluster.expect(attempt.attempt_id)
+        nodes = Reader(self._server, "/api/v1/nodes", node_of, NodeSink(cluster))
+        pods = Reader(self._server, "/api/v1/pods", pod_of, PodSink(cluster))
+        self._read("nodes", nodes)
+        self._read("pods", pods)
+        await self._first_picture()
+        await follower.begin()
+
+    def _read(self, name: str, reader: Reader[KubeNode] | Reader[Pod]) -> None:
+        self._readers[name] = reader
+        self._reading.append(asyncio.create_task(reader.run(), name=f"read {name}"))
+
+    def _news(self) -> None:
+        if self._follower is not None:
+            self._follower.wake()
+
+    async def _raise_fence(self, fence: Fence) -> bool:
+        """Publish our epoch; whether the API server now refuses all others."""
+        epoch = self._given.epoch
+        try:
+            missing = await fence.ensure()
+            await fence.publish(epoch)
+            proof = await fence.prove(epoch)
+        except RejectedError as error:
+            self._unfenced = f"epoch {epoch} cannot be published: {error}"
+        else:
+            self._unfenced = "" if proof.holds else "; ".join((proof.why, *missing))
+        if not self._unfenced:
+            return True
+        log.warning("a stale leader would not be refused by the cluster", why=self._unfenced)
+        replicated = self._given.database.dialect == "postgresql"
+        if self._settings.fence == "required" or replicated:
+            raise ConfigurationError(
+                f"the cluster would not turn a stale leader away: {self._unfenced}",
+                hint="apply deploy/kubernetes/base, which holds the policy and the rights it needs;"
+                " a single daemon on SQLite may run without it (HAVERSACK_KUBERNETES__FENCE)",
+            )
+        return False
+
+    async def _first_picture(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.sync_s):
+                for reader in self._readers.values():
+                    await reader.synced.wait()
+        except TimeoutError as error:
+            told = "; ".join(
+                f"{name}: {reader.trouble or 'still reading'}"
+                for name, reader in self._readers.items()
+                if not reader.synced.is_set()
+            )
+            raise ConfigurationError(
+                f"the cluster was not read within {self._settings.sync_s:g} s: {told}",
+                hint="check the address and our rights (`kubectl auth can-i list pods -A`), or"
+                " raise HAVERSACK_KUBERNETES__SYNC_S",
+            ) from error
+
+    def _synced(self) -> bool:
+        return bool(self._readers) and all(each.synced.is_set() for each in self._readers.values())
+
+    async def follow(self, wake: Callable[[], None]) -> None:
+        """Follow the cluster until cancelled; what is stored wakes the conductor by its commit."""
+        del wake
+        assert self._follower is not None, "begin() comes first"
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follower.run())
+                group.create_task(self._teller.run())
+                group.create_task(self._explain(self._follower))
+                group.create_task(self._mind_readers())
+        except* FencedError as errors:
+            raise FencedError(str(errors.exceptions[0])) from errors
+
+    async def _mind_readers(self) -> None:
+        """A reader never ends by itself; if one does, that is a fault of ours, told loudly."""
+        done, _ = await asyncio.wait(self._reading, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+            raise RuntimeError(f"{task.get_name()} ended by itself")
+
+    async def _explain(self, follower: Follower) -> None:
+        """Tell pods what the latest decision says of them."""
+        while True:
+            await asyncio.sleep(_TELL_EVERY_S)
+            try:
+                why = await self._given.database.read(why_outside_waits)
+            except HaversackError as error:
+                log.warning("pods are not told why they wait", why=str(error))
+                continue
+            members = follower.members()
+            self._teller.wait_for(
+                (pod, message)
+                for job_id, message in why.items()
+                for key in members.get(job_id, ())
+                if (pod := self._cluster.pod(key)) is not None and pod.waiting
+            )
+
+    def troubles(self) -> Mapping[str, str]:
+        """The readers', the fence's and the follower's."""
+        told = {
+            f"cluster {name}": reader.trouble
+            or (f"silent for {reader.age_s:.0f} s" if reader.age_s > _STALE_S else "")
+            for name, reader in self._readers.items()
+        }
+        return {**told, "cluster": "" if self._follower is None else self._follower.trouble}
+
+    def warnings(self) -> Mapping[str, str]:
+        """What does not keep us from working, but should be known."""
+        return {"fence": self._unfenced}
+
+    def close(self) -> None:
+        """Pods go on; the connections end with the event loop."""
+        for task in self._reading:
+            task.cancel()
+
+    async def _end(self) -> None:
+        for task in self._reading:
+            task.cancel()
+        await asyncio.gather(*self._reading, return_exceptions=True)
+        await self._stack.aclose()
+
+
+class NoLogs:
+    """Logs of pods are kept by the cluster, which has its own way to read them."""
+
+    def ranks(self, attempt_id: AttemptId) -> Sequence[int]:
+        """None: nothing is kept here."""
+        del attempt_id
+        return ()
+
+    def read(self, attempt_id: AttemptId, rank: int, offset: int, limit: int) -> LogChunk:
+        """Raises LookupError: read them with `kubectl logs`."""
+        del rank, offset, limit
+        raise LookupError(f"the logs of {attempt_id} are kept by the cluster: `kubectl logs`")

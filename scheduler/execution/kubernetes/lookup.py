@@ -1,0 +1,142 @@
+"""Reads single objects that pods point at: who made them, their volume claims.
+
+They are few and change rarely, so they are read when a pod needs them, and kept for some seconds;
+which version of an API the server has is asked once a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from scheduler.execution.kubernetes.owners import Owner, OwnerKey, owner_of
+from scheduler.execution.kubernetes.pods import Pod
+from scheduler.execution.kubernetes.raw import mapping, mappings, text
+from scheduler.execution.kubernetes.server import ApiServer, Document, RejectedError
+from scheduler.execution.kubernetes.unmodelled import Claim, claim_of, counted_drivers
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_OBJECT_S = 5.0
+_VERSIONS_S = 60.0
+_KEPT_MAX = 20_000
+_NO_DRIVERS: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class _Kept(Generic[K, V]):
+    """Answers that hold for some seconds."""
+
+    for_s: float
+    _found: dict[K, tuple[float, V]] = field(default_factory=dict)
+
+    def get(self, key: K) -> tuple[V] | None:
+        """The answer, if there is a fresh one."""
+        found = self._found.get(key)
+        if found is None or found[0] < asyncio.get_running_loop().time() - self.for_s:
+            return None
+        return (found[1],)
+
+    def put(self, key: K, value: V) -> V:
+        """Keep an answer."""
+        if len(self._found) >= _KEPT_MAX:
+            self._found.clear()
+        self._found[key] = (asyncio.get_running_loop().time(), value)
+        return value
+
+
+class Lookup:
+    """Reads objects by name. Methods raise what requests raise, but for objects we may not see.
+
+    Args:
+        server: the cluster.
+    """
+
+    def __init__(self, server: ApiServer) -> None:
+        self._server = server
+        self._objects: _Kept[str, Document | None] = _Kept(_OBJECT_S)
+        self._places: _Kept[tuple[str, str], str | None] = _Kept(_VERSIONS_S)
+
+    async def owners(self, keys: Iterable[OwnerKey]) -> dict[OwnerKey, Owner]:
+        """What these objects say; those that are not there, or not for us to see, are left out."""
+        wanted = sorted(set(keys))
+        found = await asyncio.gather(*map(self._owner, wanted))
+        return {key: owner for key, owner in zip(wanted, found, strict=True) if owner is not None}
+
+    async def _owner(self, key: OwnerKey) -> Owner | None:
+        place = await self._place(key.group, key.kind)
+        if place is None:
+            return None
+        path, plural = place.rsplit("/", 1)
+        raw = await self._object(f"{path}/namespaces/{key.namespace}/{plural}/{key.name}")
+        return None if raw is None else owner_of(raw)
+
+    async def _place(self, group: str, kind: str) -> str | None:
+        """Where objects of a kind are: `/apis/batch/v1/jobs`; None if the server has no such."""
+        kept = self._places.get((group, kind))
+        if kept is not None:
+            return kept[0]
+        found = None
+        versions = await self._readable(f"/apis/{group}")
+        if versions is not None:
+            best = text(mapping(versions.get("preferredVersion")).get("groupVersion"))
+            resources = await self._readable(f"/apis/{best}") or {}
+            names = (
+                text(each.get("name"))
+                for _, each in mappings(resources.get("resources"))
+                if each.get("kind") == kind and "/" not in text(each.get("name"))
+            )
+            name = next(names, "")
+            found = f"/apis/{best}/{name}" if name else None
+        return self._places.put((group, kind), found)
+
+    async def claims(self, pods: Iterable[Pod]) -> dict[tuple[str, str], Claim]:
+        """The volume claims that these pods mount; those that cannot be read are left out."""
+        wanted = sorted({(pod.ref.namespace, name) for pod in pods for name in pod.claims})
+        if not wanted:
+            return {}
+        drivers = await self._counted_drivers()
+        found = await asyncio.gather(*(self._claim(*each, drivers) for each in wanted))
+        return {each: claim for each, claim in zip(wanted, found, strict=True) if claim is not None}
+
+    async def _claim(self, namespace: str, name: str, counted: frozenset[str]) -> Claim | None:
+        claim = await self._object(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}")
+        if claim is None:
+            return None
+        spec = mapping(claim.get("spec"))
+        volume_name, class_name = text(spec.get("volumeName")), text(spec.get("storageClassName"))
+        volume = storage_class = None
+        if volume_name:
+            volume = await self._object(f"/api/v1/persistentvolumes/{volume_name}")
+        if class_name:
+            storage_class = await self._object(
+                f"/apis/storage.k8s.io/v1/storageclasses/{class_name}"
+            )
+        return claim_of(claim, volume, storage_class, counted)
+
+    async def _counted_drivers(self) -> frozenset[str]:
+        nodes = await self._object("/apis/storage.k8s.io/v1/csinodes")
+        if nodes is None:
+            return _NO_DRIVERS
+        return counted_drivers(each for _, each in mappings(nodes.get("items")))
+
+    async def device_classes(self) -> tuple[Document, ...]:
+        """All DeviceClasses; none where the server has or shows none."""
+        found = await self._object("/apis/resource.k8s.io/v1/deviceclasses")
+        return () if found is None else tuple(each for _, each in mappings(found.get("items")))
+
+    async def _object(self, path: str) -> Document | None:
+        kept = self._objects.get(path)
+        return kept[0] if kept is not None else self._objects.put(path, await self._readable(path))
+
+    async def _readable(self, path: str) -> Document | None:
+        """What is at `path`; None if there is nothing, or our rights do not cover it."""
+        try:
+            return await self._server.get(path)
+        except RejectedError as error:
+            if error.missing or error.forbidden:
+                return None
+            raise

@@ -1,0 +1,161 @@
+"""How many gangs from outside a second pass the store: adopted, committed, claimed, settled.
+
+A real store (SQLite, synchronous FULL) with nodes of 8 GPUs, and one-task gangs. Each step is timed
+alone, in the sizes that a daemon works in: what one look at the cluster brings is adopted at once,
+plans hold at most `placements_max`, as many launches are claimed as may be in flight, and their
+receipts come in together. A miss of the threshold exits 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.builders import NOW, placement, task_placement, virtual_node
+from support.outside import BOTH, DONE, execution_store, outside_gang
+
+from scheduler.clock import SystemClock
+from scheduler.execution.settle import Settler
+from scheduler.ids import SystemIds
+from scheduler.model.node import Node
+from scheduler.model.plan import Plan
+from scheduler.model.ports import DecisionMeta
+from scheduler.model.quantity import JobId
+from scheduler.settings import CycleSettings, StoreSettings
+from scheduler.store.cycles import DatabaseCycleStore
+from scheduler.store.database import Database, Transaction
+from scheduler.store.inventory import sync_nodes
+from scheduler.store.lease import acquire
+from scheduler.store.outside import SqlOutsideStore
+
+GPUS = 8
+RATE_MIN = 1_500.0
+PLACEMENTS_MAX = CycleSettings().placements_max
+
+
+@dataclass
+class Pass:
+    """One pass of gangs through a store of its own.
+
+    Attributes:
+        seconds: what each step took, by its name.
+    """
+
+    folder: Path
+    nodes: list[Node]
+    gangs: int
+    in_flight: int
+    clock: SystemClock = field(default_factory=SystemClock)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+
+    async def run(self) -> None:
+        """Take every gang from outside to its settled launch."""
+        database = Database.open(StoreSettings(data_dir=self.folder), clock=self.clock)
+        try:
+            await self._carry(database)
+        finally:
+            database.close()
+
+    async def _carry(self, database: Database) -> None:
+        ids = SystemIds(self.clock)
+
+        def prepare(tx: Transaction) -> int:
+            sync_nodes(tx, self.nodes, now=NOW)
+            return acquire(tx, "bench", 1e9, self.clock.now())
+
+        epoch = await database.write(prepare)
+        gangs = [outside_gang(f"k-{number}") for number in range(self.gangs)]
+        with self._timed("adopt"):
+            made = await SqlOutsideStore(database, epoch, ids).adopt(gangs, self.clock.now())
+        await self._commit(DatabaseCycleStore(database, epoch, ids), list(made.values()))
+        execution = execution_store(database, epoch, ids)
+        settler = Settler(execution, self.clock)
+        settled = 0
+        while settled < self.gangs:
+            with self._timed("claim"):
+                claimed = await execution.claim_intents(BOTH, self.in_flight, self.clock.now())
+            with self._timed("settle"):
+                await asyncio.gather(*(settler.settle(intent.id, DONE) for intent in claimed))
+            settled += len(claimed)
+
+    async def _commit(self, store: DatabaseCycleStore, job_ids: Sequence[JobId]) -> None:
+        spots = [(on, index) for index in range(GPUS) for on in self.nodes]
+        placements = [
+            placement(job_id, task_placement(on, (index,)))
+            for job_id, (on, index) in zip(job_ids, spots, strict=False)
+        ]
+        for start in range(0, len(placements), PLACEMENTS_MAX):
+            part = tuple(placements[start : start + PLACEMENTS_MAX])
+            with self._timed("commit"):
+                plan = Plan(snapshot_revision=0, placements=part)
+                report = await store.commit(plan, DecisionMeta("bench", 0.0), self.clock.now())
+            if report.refused:
+                raise RuntimeError(f"a placement was refused: {report.refused[0]}")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def measure(folder: Path, *, nodes: int, gangs: int, in_flight: int, passes: int) -> bool:
+    """Print the best rate of each step over some passes; whether all meet the threshold."""
+    _say(
+        f"{gangs} one-task gangs, {nodes} nodes of {GPUS} GPUs, {in_flight} launches in flight,"
+        f" best of {passes}; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    )
+    made = [virtual_node(f"v{number:05}", GPUS) for number in range(nodes)]
+    best: dict[str, float] = {}
+    for number in range(passes):
+        one = Pass(folder / str(number), made, gangs, in_flight)
+        asyncio.run(one.run())
+        for step, seconds in one.seconds.items():
+            best[step] = min(seconds, best.get(step, seconds))
+    for step, seconds in best.items():
+        _say(f"{step:8} {gangs / seconds:8.0f} jobs/s (at least {RATE_MIN:.0f})")
+    _say(f"{'together':8} {gangs / sum(best.values()):8.0f} jobs/s")
+    return all(gangs / seconds >= RATE_MIN for seconds in best.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 0 when the threshold is met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nodes", type=int, default=500)
+    parser.add_argument("--gangs", type=int, default=3_000)
+    parser.add_argument("--in-flight", type=int, default=256)
+    parser.add_argument("--passes", type=int, default=3)
+    asked = parser.parse_args(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="haversack-bench-"))
+    try:
+        met = measure(
+            folder,
+            nodes=asked.nodes,
+            gangs=asked.gangs,
+            in_flight=asked.in_flight,
+            passes=asked.passes,
+        )
+    finally:
+        shutil.rmtree(folder)
+    _say(f"threshold met: {met}")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

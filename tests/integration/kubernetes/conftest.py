@@ -1,0 +1,40 @@
+"""A real control plane for the session, and the ground of the contract tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from support.kubernetes.fake_server import running_fake
+from support.kubernetes.ground import Ground
+from support.kubernetes.real_server import ControlPlane, NoControlPlaneError, control_plane
+
+
+@pytest.fixture(scope="session")
+def plane() -> Iterator[ControlPlane]:
+    """The session's control plane; skips without programs, fails if they are required."""
+    try:
+        with control_plane() as running:
+            yield running
+    except NoControlPlaneError as error:
+        reason = f"tests against a real API server do not run: {error}"
+        if os.environ.get("HAVERSACK_REQUIRE_KUBERNETES") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.cluster)])
+def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """The same test on the fake and on the judge."""
+    if request.param == "real":
+        plane: ControlPlane = request.getfixturevalue("plane")
+        yield Ground(plane.access, plane.access_as, plane.compact, real=True)
+        return
+    with running_fake() as running:
+        yield Ground(
+            running.access,
+            lambda user: running.do(lambda fake: fake.access_as(user)),
+            lambda: running.do(lambda fake: fake.compact()),
+            real=False,
+        )

@@ -7,6 +7,7 @@ funnel; the reasons start at the first filter that leaves too little.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,9 +29,11 @@ from scheduler.model.plan import (
     Waiting,
 )
 from scheduler.model.quantity import WHOLE_GPU_MILLI, TenantId, UtcSeconds
+from scheduler.model.site import resource_label, unit_size
 from scheduler.model.snapshot import Snapshot
 
 _LABELS = {"gpus": "GPUs", "cpu_milli": "m CPU", "memory_mib": "MiB memory"}
+_TAINTS_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,17 +236,13 @@ def _measure(shape: JobShape) -> str:
 def _judge(view: View, snapshot: Snapshot, when_empty: Reaches) -> Verdict:
     """Why a shape cannot start on what is free, as if it were alone."""
     shape, reach = view.shape, view.reach
-    funnel = (
-        FunnelStep("present", len(reach.free.table.nodes)),
-        FunnelStep("pool", reach.in_pool),
-        FunnelStep("gpu-model", reach.offering),
-        FunnelStep("schedulable", reach.rows.size),
-        FunnelStep("one-task-fits", int(np.count_nonzero(view.tasks))),
-    )
+    funnel = tuple(_funnel(view))
     if view.starts():
         return Verdict((), funnel)
     if not fits_when_empty(shape, when_empty):
         impossible = never_fits(shape, tuple(snapshot.nodes.values()))
+        if impossible is None and reach.tolerated and reach.kept_off.size:
+            impossible = _tainted(reach, shape)
         if impossible is not None:
             return Verdict((impossible,), funnel)
     if not reach.rows.size:
@@ -251,11 +250,53 @@ def _judge(view: View, snapshot: Snapshot, when_empty: Reaches) -> Verdict:
     return Verdict(tuple(_shortages(view)), funnel)
 
 
+def _funnel(view: View) -> Iterator[FunnelStep]:
+    """Filters in order; those of labels and taints only where somebody speaks of them."""
+    reach, table = view.reach, view.reach.free.table
+    yield FunnelStep("present", len(table.nodes))
+    yield FunnelStep("pool", reach.in_pool)
+    if view.shape.site.demands:
+        yield FunnelStep("node-selector", reach.selected)
+    if table.siting.tainted:
+        yield FunnelStep("taints", reach.tolerated)
+    yield FunnelStep("gpu-model", reach.offering)
+    yield FunnelStep("schedulable", reach.rows.size)
+    yield FunnelStep("one-task-fits", int(np.count_nonzero(view.tasks)))
+
+
+def _tainted(reach: Reach, shape: JobShape) -> Reason:
+    """Nodes that would do are kept from it by their taints, and no other node will ever do."""
+    nodes = [reach.free.table.nodes[row] for row in reach.kept_off.tolist()]
+    found = (shape.site.untolerated(node.taints) for node in nodes)
+    taints = Counter(taint.text for taint in found if taint is not None)
+    common = sorted(taints, key=lambda taint: (-taints[taint], taint))[:_TAINTS_NAMED]
+    if len(taints) == 1:
+        have = f"have the taint {common[0]}, which it does not tolerate"
+    else:
+        counted = ", ".join(f"{taint} ({taints[taint]})" for taint in common)
+        have = f"have taints that it does not tolerate: {counted}"
+    count, demands = len(nodes), shape.site.demands
+    if reach.tolerated:
+        message = (
+            f"the {reach.tolerated} nodes that it may use never hold it; {count} others {have}"
+        )
+    elif count == 1:
+        only = "the only node that matches" if demands else "the only node"
+        message = f"{only} {have.replace('have', 'has', 1)}"
+    else:
+        message = f"{count} nodes {'match' if demands else 'are there'}, all {have}"
+    return Reason(ReasonCode.BLOCKED_BY_CONFIG, message, "nodes", 1, 0, 0)
+
+
 def _no_usable_node(reach: Reach, shape: JobShape) -> Reason:
     if not reach.free.table.nodes:
         message = "the cluster has no nodes yet"
     elif not reach.in_pool:
         message = f"no node is in pool {shape.pool}"
+    elif not reach.selected:
+        message = "no node matches its node selector"
+    elif not reach.tolerated:
+        return _tainted(reach, shape)
     elif not reach.offering:
         message = f"no node offers {' or '.join(shape.gpu_models) or 'a GPU'}"
     else:
@@ -266,7 +307,7 @@ def _no_usable_node(reach: Reach, shape: JobShape) -> Reason:
 def _shortages(view: View) -> Iterator[Reason]:
     """Reasons in the order people can act on them: amounts, then pieces, then closeness."""
     shape = view.shape
-    short = [reason for each in _LABELS if (reason := _short(view, each)) is not None]
+    short = [reason for each in _dimensions(shape) if (reason := _short(view, each)) is not None]
     if short:
         yield from short
         return
@@ -295,8 +336,26 @@ def _need(shape: JobShape, dimension: str, tasks: int = 1) -> float:
     """What so many tasks need of a dimension."""
     if dimension == "gpus" and shape.gpu_milli:
         return shape.gpu_milli * tasks / WHOLE_GPU_MILLI
-    amount: int = getattr(shape.per_task, dimension)
-    return amount * tasks
+    if dimension in _LABELS:
+        amount: int = getattr(shape.per_task, dimension)
+        return amount * tasks
+    return dict(shape.extras)[dimension] * tasks
+
+
+def _dimensions(shape: JobShape) -> Iterator[str]:
+    """All that the shape may draw on, in the order in which it is spoken of."""
+    yield from _LABELS
+    yield from (name for name, _ in shape.extras)
+
+
+def _label(dimension: str) -> str:
+    return _LABELS.get(dimension) or resource_label(dimension)
+
+
+def _stated(dimension: str, need: float, *offers: float) -> tuple[float, ...]:
+    """Amounts as people count them: what is needed, rounded up, and what is there, down."""
+    one = unit_size(dimension)
+    return (need, *offers) if one == 1 else (-(-need // one), *(offer // one for offer in offers))
 
 
 def _short(view: View, dimension: str) -> Reason | None:
@@ -310,9 +369,10 @@ def _short(view: View, dimension: str) -> Reason | None:
     models = (
         f" ({' or '.join(shape.gpu_models)})" if dimension == "gpus" and shape.gpu_models else ""
     )
+    need, have, largest = _stated(dimension, need, have, largest)
     return Reason(
         ReasonCode.WAITING_CAPACITY,
-        f"needs {need:.10g} {_LABELS[dimension]}{models}, {have:.10g} free",
+        f"needs {need:.10g} {_label(dimension)}{models}, {have:.10g} free",
         dimension,
         need,
         have,
@@ -328,11 +388,12 @@ def _of(shape: JobShape, dimension: str) -> str:
 def _fragmented(view: View) -> Reason:
     """Enough in total, but no node holds even one task."""
     shape = view.shape
-    for dimension, label in _LABELS.items():
+    for dimension in _dimensions(shape):
         need = _need(shape, dimension)
         total, largest = view.reach.amount(_of(shape, dimension))
         if need <= largest:
             continue
+        need, total, largest = _stated(dimension, need, total, largest)
         if dimension == "gpus" and shape.gpu_milli:
             message = (
                 f"no GPU has {shape.gpu_milli} thousandths free; "
@@ -341,11 +402,15 @@ def _fragmented(view: View) -> Reason:
             )
         else:
             message = (
-                f"each task needs {need:.10g} {label} on one node; {total:.10g} are free, "
+                f"each task needs {need:.10g} {_label(dimension)} on one node; "
+                f"{total:.10g} are free, "
                 f"at most {largest:.10g} on one node"
             )
         return Reason(ReasonCode.FRAGMENTED, message, dimension, need, total, largest)
     dimension = _measure(shape)
+    others = "".join(
+        f", {_stated(name, amount)[0]} {_label(name)}" for name, amount in shape.extras
+    )
     gpus = f"{shape.gpu_milli} thousandths of a GPU"
     if not shape.gpu_milli:
         gpus = f"{shape.per_task.gpus} GPUs of one model"
@@ -353,7 +418,7 @@ def _fragmented(view: View) -> Reason:
         ReasonCode.FRAGMENTED,
         f"each resource is free somewhere, but none of {view.reach.rows.size} nodes has all that "
         f"one task needs ({gpus}, {shape.per_task.cpu_milli} m CPU, "
-        f"{shape.per_task.memory_mib} MiB) at once",
+        f"{shape.per_task.memory_mib} MiB{others}) at once",
         dimension,
         _need(shape, dimension),
         *view.reach.amount(_of(shape, dimension)),

@@ -13,7 +13,7 @@ import numpy as np
 
 from scheduler.allocation.groups import Fits, Places
 from scheduler.model.columns import Floats, Free, Ints, NodeTable
-from scheduler.model.counting import in_domains, in_pool, model_codes, offering
+from scheduler.model.counting import in_domains, in_pool, model_codes, of_pool, offering
 from scheduler.model.job import JobShape, Topology, Worker
 from scheduler.model.quantity import WHOLE_GPU_MILLI
 from scheduler.model.site import ANYWHERE
@@ -27,7 +27,9 @@ class Reach:
 
     Attributes:
         codes: model codes that they accept.
-        in_pool, offering: how many nodes are of the pool, and of those have such GPUs.
+        in_pool, selected, tolerated, offering: how many nodes are of the pool, of those are asked
+            for by the site, of those have no taint that keeps tasks off, and of those such GPUs.
+        kept_off: nodes of the pool that the site asks for, but whose taints keep its tasks off.
         rows: of those the ones that take new work; all of them with `closed_too`.
         some: of those the ones with any of a GPU free, if the shapes need GPUs: no other row holds
             a task.
@@ -36,9 +38,12 @@ class Reach:
     def __init__(self, worker: Worker, free: Free, *, closed_too: bool = False) -> None:
         self.free = free
         self.codes = model_codes(free.table, worker)
-        inside = in_pool(free.table, worker)
+        here, inside = of_pool(free.table, worker.pool), in_pool(free.table, worker)
+        selected = here & free.table.siting.selected(worker.site)
         offers = inside & offering(free.table, worker, self.codes)
-        self.in_pool, self.offering = int(inside.sum()), int(offers.sum())
+        self.in_pool, self.selected = int(here.sum()), int(selected.sum())
+        self.tolerated, self.offering = int(inside.sum()), int(offers.sum())
+        self.kept_off = np.flatnonzero(selected & ~inside)
         self.rows = np.flatnonzero(offers if closed_too else offers & free.table.open)
         self.some = self.rows[free.milli[self.rows] > 0] if worker.milli else self.rows
         self._named = bool(worker.gpu_models)
@@ -71,8 +76,10 @@ class Reach:
             return gpu, gpu
         if dimension == "gpus":
             found = free.whole[list(self.codes)][:, rows].sum(axis=0)
-        else:
+        elif dimension in ("cpu_milli", "memory_mib"):
             found = free.cpu[rows] if dimension == "cpu_milli" else free.memory[rows]
+        else:
+            found = free.amount_of(dimension)[rows]
         return found, found
 
 

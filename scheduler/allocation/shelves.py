@@ -49,6 +49,8 @@ class _Kind:
         allows: for each section whether it may use it.
         extras: for each further resource it takes what all nodes have left, and how much it takes.
         here: for each node whether it may use it; None where all of a section are alike in that.
+        failed: the smallest gang that did not fit; most: no node holds more workers. Both are true
+            until something is given back.
     """
 
     gpus: int
@@ -59,6 +61,7 @@ class _Kind:
     extras: tuple[tuple[list[int], int], ...]
     here: Sequence[bool] | None
     failed: int = 2**62
+    most: int = 2**62
 
 
 class Shelves:
@@ -130,7 +133,7 @@ class Shelves:
         if not self._quotas.admits(gang.job.tenant, milli):
             return None
         found: Spread = []
-        missing = gang.workers
+        missing, most = gang.workers, kind.most
         if prefer:
             meant = [section for section, workers in prefer.items() if workers >= 1.0]
             wanted = [section for section in sorted(meant, key=self._rank) if kind.allows[section]]
@@ -140,7 +143,7 @@ class Shelves:
         if missing:
             for row, workers in found:
                 self._move(row, kind, -workers)
-            kind.failed = gang.workers
+            kind.failed, kind.most = gang.workers, most
             return None
         self._quotas.take(gang.job.tenant, milli)
         return tuple(Load(row, workers, ()) for row, workers in found)
@@ -152,7 +155,7 @@ class Shelves:
             self._move(load.row, kind, -load.workers)
         self._quotas.take(gang.job.tenant, -gang.worker.milli * gang.workers)
         for each in self._kinds.values():
-            each.failed = 2**62
+            each.failed = each.most = 2**62
 
     def section(self, row: int) -> int:
         """The section a node stands in."""
@@ -207,11 +210,13 @@ class Shelves:
     def _fill(self, kind: _Kind, missing: int, sections: Sequence[int], found: Spread) -> int:
         """Place workers as close together as possible; how many are still missing."""
         each = kind.gpus
-        workers = min(missing, self.top // each) if each else missing
+        workers = min(missing, kind.most, self.top // each if each else missing)
         while workers and missing:
             row = self._row(kind, workers, sections)
             if row is None:
                 workers -= 1
+                if sections is kind.sections:
+                    kind.most = workers
                 continue
             self._move(row, kind, workers)
             found.append((row, workers))

@@ -24,9 +24,11 @@ from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import (
     WHOLE_GPU_MILLI,
     JobId,
+    NodeId,
     TenantId,
     UtcSeconds,
 )
+from scheduler.model.site import ANYWHERE, resource_label
 from scheduler.model.snapshot import Snapshot
 from scheduler.model.terms import EXTRA_WORTH, Headroom
 
@@ -54,6 +56,7 @@ class Kind(StrEnum):
     NODE = "node"
     MODEL = "model"
     POOL = "pool"
+    SITE = "site"
     TOPOLOGY = "topology"
     GPU = "gpu"
     CAPACITY = "capacity"
@@ -124,6 +127,7 @@ def _sound(plan: Plan, snapshot: Snapshot, given: Given) -> Iterator[Violation]:
             yield _unsafe(Kind.JOB, f"job {placement.job_id} does not wait")
     yield from _gangs(given)
     yield from _tasks(given, snapshot)
+    yield from _sites(given, snapshot)
     for placement, job in zip(given.placements, given.jobs, strict=True):
         if job is not None and job.shape.topology in HARD_TOPOLOGIES:
             yield from _topology(job, placement, snapshot)
@@ -133,6 +137,7 @@ def _sound(plan: Plan, snapshot: Snapshot, given: Given) -> Iterator[Violation]:
     yield from _evictions(plan, snapshot)
     yield from _gpu_use(given, snapshot.columns.free)
     yield from _node_use(given, snapshot.columns.free)
+    yield from _extra_use(given, snapshot.columns.free)
     yield from _quotas(given, snapshot)
     yield from _headroom(given, snapshot)
     yield from _sums(plan)
@@ -241,6 +246,29 @@ def _tasks(given: Given, snapshot: Snapshot) -> Iterator[Violation]:
     yield from _gpus(given, asked, sits, table)
 
 
+def _sites(given: Given, snapshot: Snapshot) -> Iterator[Violation]:
+    """Tasks on nodes that they did not ask for, or whose taints keep them off."""
+    labels: dict[NodeId, dict[str, str]] = {}
+    for number, task in enumerate(given.tasks):
+        job, node = given.jobs[given.owner[number]], snapshot.nodes.get(task.node_id)
+        if job is None or node is None:
+            continue
+        site = job.shape.site
+        if site != ANYWHERE and not site.selects(
+            node.name, labels.setdefault(node.id, dict(node.labels))
+        ):
+            yield _unsafe(
+                Kind.SITE, f"{_who(given, number)} sits on {node.name}, which it does not select"
+            )
+        taint = site.untolerated(node.taints)
+        if taint is not None:
+            yield _unsafe(
+                Kind.SITE,
+                f"{_who(given, number)} sits on {node.name}, which has the taint {taint.text}, "
+                "which it does not tolerate",
+            )
+
+
 def _gpus(given: Given, asked: Asked, sits: Bools, table: NodeTable) -> Iterator[Violation]:
     """Whether every task's GPUs are there, take work, and are of one accepted model."""
     user = given.user
@@ -336,6 +364,29 @@ def _node_use(given: Given, free: Free) -> Iterator[Violation]:
             yield _unsafe(
                 Kind.CAPACITY,
                 f"{table.nodes[row].name} would give {asked[row]} {name}, {left[row]} are free",
+            )
+
+
+def _extra_use(given: Given, free: Free) -> Iterator[Violation]:
+    """Further resources: not what was asked for, or more of a node than is free."""
+    asked: dict[str, Ints] = {}
+    for number, task in enumerate(given.tasks):
+        job = given.jobs[given.owner[number]]
+        if job is not None and task.extras != job.shape.extras:
+            yield _unsafe(
+                Kind.RESOURCES,
+                f"{_who(given, number)} gets {task.extras}, it asked for {job.shape.extras}",
+            )
+        for name, amount in task.extras if given.row[number] >= 0 else ():
+            total = asked.setdefault(name, np.zeros_like(free.cpu))
+            total[given.row[number]] += amount
+    for name, total in sorted(asked.items(), key=lambda each: each[0]):
+        left = free.amount_of(name)
+        for row in np.flatnonzero((total > left) & free.table.open).tolist():
+            yield _unsafe(
+                Kind.CAPACITY,
+                f"{free.table.nodes[row].name} would give {total[row]} {resource_label(name)}, "
+                f"{left[row]} are free",
             )
 
 

@@ -1,23 +1,28 @@
 """Could this gang ever start here? Judged against the nodes as declared, all of them empty.
 
-The answer is deliberately generous: health, cordons and use are ignored, and per-node counts are
-exact only resource by resource of identical tasks, which is what a gang is. So a refusal is a
-proof, and everything that is not refused may wait.
+The answer is deliberately generous: health, cordons, taints and use are ignored, and per-node
+counts are exact only resource by resource of identical tasks, which is what a gang is. So a refusal
+is a proof, and everything that is not refused may wait.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.model.job import JobShape, Topology
 from scheduler.model.node import Gpu, Node
 from scheduler.model.plan import Reason, ReasonCode
-from scheduler.model.quantity import WHOLE_GPU_MILLI, Resources
+from scheduler.model.quantity import WHOLE_GPU_MILLI
+from scheduler.model.site import implied_capacity, resource_label, unit_size
 
 _UNITS = {"gpus": "gpus", "cpu_milli": "thousandths of a cpu", "memory_mib": "MiB of memory"}
 """Dimension -> how a message names its amount; in the order in which nodes are filtered."""
+
+
+_UNBOUNDED = 2**31
+"""Tasks that a node holds when they need nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +32,30 @@ class _Offer:
     Attributes:
         gpus: acceptable GPUs of each model, since a task's GPUs are of one; for a shape that shares
             GPUs, the shares that all of them hold, as one number.
+        others: of all other dimensions.
     """
 
     gpus: tuple[int, ...]
-    cpu_milli: int
-    memory_mib: int
+    others: Mapping[str, int]
 
     def largest(self, dimension: str) -> int:
         """The most of a dimension in one piece."""
-        return max(self.gpus, default=0) if dimension == "gpus" else getattr(self, dimension)
+        return max(self.gpus, default=0) if dimension == "gpus" else self.others[dimension]
 
     def total(self, dimension: str) -> int:
         """All there is of a dimension."""
-        return sum(self.gpus) if dimension == "gpus" else getattr(self, dimension)
+        return sum(self.gpus) if dimension == "gpus" else self.others[dimension]
 
-    def tasks(self, need: Resources) -> int:
-        """Tasks that fit, each with GPUs of one model."""
-        others = Resources(0, need.cpu_milli, need.memory_mib)
-        count = others.times_in(Resources(0, self.cpu_milli, self.memory_mib))
-        return min(count, sum(gpus // need.gpus for gpus in self.gpus)) if need.gpus else count
+    def tasks(self, needs: Mapping[str, int]) -> int:
+        """Tasks that fit when each takes these amounts, its GPUs all of one model."""
+        counts = [
+            sum(gpus // need for gpus in self.gpus)
+            if dimension == "gpus"
+            else self.others[dimension] // need
+            for dimension, need in needs.items()
+            if need > 0
+        ]
+        return min(counts, default=_UNBOUNDED)
 
 
 def never_fits(shape: JobShape, nodes: Sequence[Node]) -> Reason | None:
@@ -59,9 +69,9 @@ def never_fits(shape: JobShape, nodes: Sequence[Node]) -> Reason | None:
             the answer is None: nodes may still join.
 
     Returns:
-        A `NEVER_FITS` reason whose `dimension` is `gpus`, `cpu_milli`, `memory_mib` or `nodes`
-        (the gang as a whole needs more nodes), or None. Numbers of a shape that shares GPUs are
-        in shares.
+        A `NEVER_FITS` reason whose `dimension` is `gpus`, `cpu_milli`, `memory_mib`, the name of a
+        further resource, or `nodes` (the gang as a whole needs more nodes, or others than there
+        are), or None. Numbers of a shape that shares GPUs are in shares.
 
     Cost: O(nodes x GPUs per node); `same-nvlink` adds the domain search, O(GPUs**2) per node.
     """
@@ -75,6 +85,10 @@ def never_fits(shape: JobShape, nodes: Sequence[Node]) -> Reason | None:
             dimension="nodes",
             need=1,
         )
+    if shape.site.demands:
+        pool = [node for node in pool if shape.site.selects(node.name, dict(node.labels))]
+        if not pool:
+            return _nobody_selected(shape, nodes)
     offers = [_offer(shape, node) for node in pool]
     reason = _models_missing(shape, offers) or _piece_too_big(shape, "task", 1, offers)
     if reason is not None:
@@ -86,17 +100,37 @@ def never_fits(shape: JobShape, nodes: Sequence[Node]) -> Reason | None:
     return _too_few(shape, [offers], "all nodes together")
 
 
-def _need(shape: JobShape) -> Resources:
-    """What one task takes of an offer: of a shared GPU, one share."""
-    if not shape.gpu_milli:
-        return shape.per_task
-    return Resources(1, shape.per_task.cpu_milli, shape.per_task.memory_mib)
+def _nobody_selected(shape: JobShape, nodes: Sequence[Node]) -> Reason:
+    """No node of the pool is one that the site asks for; names a demand that no node meets."""
+    site = shape.site
+    missing = [each for each in site.selector if all(each not in n.labels for n in nodes)]
+    if site.node_name and all(node.name != site.node_name for node in nodes):
+        message = f"there is no node {site.node_name}"
+    elif missing:
+        (key, value), *_ = missing
+        message = f"no node matches its node selector: none has the label {key}={value}"
+    elif site.selector or site.node_name:
+        message = "no node matches its node selector"
+    else:
+        message = "no node matches its node affinity"
+    return Reason(ReasonCode.NEVER_FITS, f"{message} (dimension nodes)", dimension="nodes", need=1)
+
+
+def _needs(shape: JobShape) -> dict[str, int]:
+    """What one task takes of an offer, by dimension: of a shared GPU, one share."""
+    need = shape.per_task
+    return {
+        "gpus": 1 if shape.gpu_milli else need.gpus,
+        "cpu_milli": need.cpu_milli,
+        "memory_mib": need.memory_mib,
+        **dict(shape.extras),
+    }
 
 
 def _unit(shape: JobShape, dimension: str) -> str:
     if dimension == "gpus" and shape.gpu_milli:
         return f"shares of {shape.gpu_milli} thousandths of a gpu"
-    return _UNITS[dimension]
+    return _UNITS.get(dimension) or resource_label(dimension)
 
 
 def _offer(shape: JobShape, node: Node, gpus: Iterable[Gpu] | None = None) -> _Offer:
@@ -109,19 +143,24 @@ def _offer(shape: JobShape, node: Node, gpus: Iterable[Gpu] | None = None) -> _O
     counts = tuple(models.values())
     if shape.gpu_milli:
         counts = (sum(counts) * (WHOLE_GPU_MILLI // shape.gpu_milli),)
-    return _Offer(counts, node.capacity.cpu_milli, node.capacity.memory_mib)
+    others = {"cpu_milli": node.capacity.cpu_milli, "memory_mib": node.capacity.memory_mib}
+    if shape.extras:
+        offered = dict(node.extras)
+        for name, _ in shape.extras:
+            others[name] = offered.get(name, implied_capacity(name))
+    return _Offer(counts, others)
 
 
 def _models_missing(shape: JobShape, offers: Sequence[_Offer]) -> Reason | None:
     """GPUs are asked, of named models, and nobody has one."""
-    need = _need(shape) * shape.tasks
-    if not need.gpus or not shape.gpu_models or any(offer.largest("gpus") for offer in offers):
+    need = _needs(shape)["gpus"] * shape.tasks
+    if not need or not shape.gpu_models or any(offer.largest("gpus") for offer in offers):
         return None
     return Reason(
         ReasonCode.NEVER_FITS,
         f"no node has a GPU of model {' or '.join(shape.gpu_models)} (dimension gpus)",
         dimension="gpus",
-        need=need.gpus,
+        need=need,
     )
 
 
@@ -129,23 +168,22 @@ def _piece_too_big(
     shape: JobShape, asker: str, tasks: int, offers: Sequence[_Offer], place: str = "node"
 ) -> Reason | None:
     """So many tasks must sit in one of `offers`; names the first dimension that rules out all."""
-    need = _need(shape) * tasks
     left = list(offers)
     passed: list[str] = []
-    for dimension in _UNITS:
-        unit = _unit(shape, dimension)
-        wanted = getattr(need, dimension)
+    for dimension, each in _needs(shape).items():
+        one = unit_size(dimension)
+        wanted = each * tasks
         largest = max(offer.largest(dimension) for offer in left)
         if wanted > largest:
             among = f" that has enough {' and '.join(passed)}" if passed else ""
             return Reason(
                 ReasonCode.NEVER_FITS,
-                f"{asker} asks {wanted} {unit}; the largest {place}{among} has {largest} "
-                f"(dimension {dimension})",
+                f"{asker} asks {-(-wanted // one)} {_unit(shape, dimension)}; the largest "
+                f"{place}{among} has {largest // one} (dimension {dimension})",
                 dimension=dimension,
-                need=wanted,
-                free=sum(offer.total(dimension) for offer in left),
-                largest_block=largest,
+                need=-(-wanted // one),
+                free=sum(offer.total(dimension) for offer in left) // one,
+                largest_block=largest // one,
             )
         if wanted:
             left = [offer for offer in left if offer.largest(dimension) >= wanted]
@@ -159,7 +197,7 @@ def _one_node_too_small(
 ) -> Reason | None:
     """The gang must sit on one node, for `same-nvlink` inside one of its NVLink domains."""
     asker = f"the gang of {shape.tasks} tasks with topology {shape.topology}"
-    if shape.topology is Topology.SAME_NVLINK and _need(shape).gpus:
+    if shape.topology is Topology.SAME_NVLINK and _needs(shape)["gpus"]:
         inside = [offer for node in pool for offer in _domains(shape, node)]
         return _piece_too_big(shape, asker, shape.tasks, inside, place="NVLink domain of a node")
     return _piece_too_big(shape, asker, shape.tasks, offers)
@@ -188,7 +226,7 @@ def _racks(pool: Sequence[Node], offers: Sequence[_Offer]) -> list[list[_Offer]]
 
 def _too_few(shape: JobShape, groups: Sequence[Sequence[_Offer]], where: str) -> Reason | None:
     """No group of nodes holds all tasks at once, though each task alone fits some node."""
-    need = _need(shape)
+    need = _needs(shape)
     rooms = [sum(offer.tasks(need) for offer in group) for group in groups]
     room = max(rooms)
     if room >= shape.tasks:
@@ -204,8 +242,9 @@ def _too_few(shape: JobShape, groups: Sequence[Sequence[_Offer]], where: str) ->
             free=room,
             largest_block=room,
         )
-    unit, per_task = _unit(shape, dimension), getattr(need, dimension)
-    total = sum(offer.total(dimension) for offer in best)
+    unit, one = _unit(shape, dimension), unit_size(dimension)
+    per_task = -(-need[dimension] // one)
+    total = sum(offer.total(dimension) for offer in best) // one
     return Reason(
         ReasonCode.NEVER_FITS,
         f"the gang asks {shape.tasks} tasks x {per_task} {unit} = {shape.tasks * per_task}; "
@@ -213,22 +252,16 @@ def _too_few(shape: JobShape, groups: Sequence[Sequence[_Offer]], where: str) ->
         dimension=dimension,
         need=shape.tasks * per_task,
         free=total,
-        largest_block=max(offer.largest(dimension) for offer in best),
+        largest_block=max(offer.largest(dimension) for offer in best) // one,
     )
 
 
 def _limiting(shape: JobShape, offers: Sequence[_Offer]) -> str | None:
     """The dimension that alone admits too few tasks, scarcest first; None when only all do."""
-    need = _need(shape)
-    alone = {
-        "gpus": Resources(gpus=need.gpus),
-        "cpu_milli": Resources(cpu_milli=need.cpu_milli),
-        "memory_mib": Resources(memory_mib=need.memory_mib),
-    }
     rooms = {
-        dimension: sum(offer.tasks(only) for offer in offers)
-        for dimension, only in alone.items()
-        if getattr(need, dimension) > 0
+        dimension: sum(offer.tasks({dimension: need}) for offer in offers)
+        for dimension, need in _needs(shape).items()
+        if need > 0
     }
     scarce = min(rooms, key=rooms.__getitem__, default=None)
     return scarce if scarce is not None and rooms[scarce] < shape.tasks else None

@@ -155,6 +155,11 @@ class Site:
     tolerations: tuple[Toleration, ...] = ()
     node_name: str = ""
 
+    @property
+    def demands(self) -> bool:
+        """Whether it asks for some nodes only, whatever it tolerates."""
+        return bool(self.selector or self.node_name) or self.terms is not None
+
     def selects(self, name: str, labels: Mapping[str, str]) -> bool:
         """Whether the node of this name with these labels is asked for, whatever its taints."""
         if self.node_name and self.node_name != name:
@@ -211,6 +216,11 @@ def resource_label(name: str) -> str:
         return name
     protocol, port, *address = name.removeprefix(PORT_PREFIX).split(":", 2)
     return f"host port {port}/{protocol}" + "".join(f" of {each}" for each in address)
+
+
+def unit_size(name: str) -> int:
+    """The amount that people count as one of a resource."""
+    return max(1, implied_capacity(name))
 
 
 def implied_capacity(name: str) -> int:

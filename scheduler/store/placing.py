@@ -33,6 +33,7 @@ from scheduler.model.quantity import AttemptId, DecisionId, JobId, TenantId, Utc
 from scheduler.store import codec
 from scheduler.store.attempts import insert_intents
 from scheduler.store.documents import Program, program
+from scheduler.store.sites import held_extras, keeps_off, missing_extra
 from scheduler.store.tables import allocations, attempts, gpus, jobs, nodes
 from scheduler.store.transaction import Transaction
 from scheduler.store.transitions import JobMove, Moved, apply_event_to_all
@@ -78,6 +79,8 @@ class Books:
     Attributes:
         jobs, nodes, gpus: rows by id.
         taken: GPUs with a live allocation.
+        extras_held: what live attempts hold of further resources, by node and name; of the nodes
+            alone that changed after the plan was decided.
     """
 
     tx: Transaction
@@ -89,6 +92,7 @@ class Books:
     nodes: Mapping[str, AnyRow]
     gpus: Mapping[str, AnyRow]
     taken: frozenset[str]
+    extras_held: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +116,26 @@ def read_books(
     epoch: int,
     now: UtcSeconds,
     ids: IdSource,
+    since: int = 0,
 ) -> Books:
-    """Read all rows that the placements speak of. Four statements for each `_CHUNK` of ids."""
+    """Read all rows that the placements speak of.
+
+    Args:
+        tx: a write transaction.
+        placements: those of the plan.
+        decision_id: of the plan, for the rows that will be written.
+        epoch: likewise.
+        now: likewise.
+        ids: likewise.
+        since: revision that the plan was decided on.
+
+    Cost: four statements for each `_CHUNK` of ids; `held_extras` for nodes that changed `since`.
+    """
     tasks = [task for placement in placements for task in placement.tasks]
     gpu_ids = sorted({gpu_id for task in tasks for gpu_id in task.gpu_ids})
+    node_rows = _by_id(tx, nodes, (task.node_id for task in tasks))
+    asked = {task.node_id for task in tasks if task.extras}
+    changed = [key for key in sorted(asked & node_rows.keys()) if node_rows[key].revision > since]
     return Books(
         tx=tx,
         decision_id=decision_id,
@@ -123,13 +143,14 @@ def read_books(
         now=now,
         ids=ids,
         jobs=_by_id(tx, jobs, (placement.job_id for placement in placements)),
-        nodes=_by_id(tx, nodes, (task.node_id for task in tasks)),
+        nodes=node_rows,
         gpus=_by_id(tx, gpus, gpu_ids),
         taken=frozenset(
             gpu_id
             for chunk in _chunks(gpu_ids)
             for gpu_id in tx.connection.execute(_TAKEN, {"gpu_ids": chunk}).scalars()
         ),
+        extras_held=held_extras(tx, changed),
     )
 
 
@@ -206,6 +227,7 @@ class _Room:
     taken: set[str] = field(default_factory=set)
     cpu_milli: Counter[str] = field(default_factory=Counter)
     memory_mib: Counter[str] = field(default_factory=Counter)
+    extras: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Placed:
@@ -218,6 +240,7 @@ class _Room:
         try:
             job = self._waiting(placement)
             self._check_room(placement)
+            self._check_sites(job, placement)
             found = _program(job, placement)
         except _RefusedError as error:
             self.refused.append((job_id, str(error)))
@@ -242,6 +265,10 @@ class _Room:
             change(task.gpu_ids)
             self.cpu_milli[task.node_id] += sign * task.cpu_milli
             self.memory_mib[task.node_id] += sign * task.memory_mib
+            if task.node_id in self.books.extras_held:
+                held = self.extras.setdefault(task.node_id, Counter())
+                for name, amount in task.extras:
+                    held[name] += sign * amount
 
     def _waiting(self, placement: Placement) -> AnyRow:
         job = self.books.jobs.get(placement.job_id)
@@ -275,6 +302,18 @@ class _Room:
             memory = node.memory_mib_used + self.memory_mib[node_id] + memory_mib[node_id]
             if cpu > node.cpu_milli or memory > node.memory_mib:
                 raise _RefusedError(f"CPU or memory of node {node.name} was taken meanwhile")
+
+    def _check_sites(self, job: AnyRow, placement: Placement) -> None:
+        for node_id in dict.fromkeys(task.node_id for task in placement.tasks):
+            node = self.books.nodes[node_id]
+            if why := keeps_off(job, node):
+                raise _RefusedError(why)
+            if node_id in self.books.extras_held:
+                here = [task for task in placement.tasks if task.node_id == node_id]
+                held = Counter(self.books.extras_held[node_id])
+                held.update(self.extras.get(node_id, {}))
+                if name := missing_extra(node, here, held):
+                    raise _RefusedError(f"{name} of node {node.name} was taken meanwhile")
 
 
 def _check_task(books: Books, task: TaskPlacement) -> None:

@@ -69,7 +69,15 @@ def commit_plan(
     lease.require(tx, epoch)
     decision_id = DecisionId(ids.new("d"))
     evicted = _evict(tx, plan, epoch=epoch, now=now, ids=ids)
-    books = read_books(tx, plan.placements, decision_id, epoch=epoch, now=now, ids=ids)
+    books = read_books(
+        tx,
+        plan.placements,
+        decision_id,
+        epoch=epoch,
+        now=now,
+        ids=ids,
+        since=plan.snapshot_revision,
+    )
     outcome = place(books, plan.placements)
     placed, refused = outcome.placed, outcome.refused
     told = _reason_changes(tx, plan.waiting)

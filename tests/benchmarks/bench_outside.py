@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -40,6 +40,9 @@ from scheduler.store.lease import acquire
 from scheduler.store.outside import SqlOutsideStore
 
 GPUS = 8
+POD = (("pods", 1),)
+"""What each task takes besides, as every pod does."""
+PODS_MAX = 110
 RATE_MIN = 1_500.0
 PLACEMENTS_MAX = CycleSettings().placements_max
 
@@ -81,10 +84,11 @@ class Pass:
             return acquire(tx, "bench", 1e9, self.clock.now())
 
         epoch = await database.write(prepare)
-        gangs = [outside_gang(f"k-{number}") for number in range(self.gangs)]
+        gangs = [outside_gang(f"k-{number}", extras=POD) for number in range(self.gangs)]
         with self._timed("adopt"):
             made = await SqlOutsideStore(database, epoch, ids).adopt(gangs, self.clock.now())
-        await self._commit(DatabaseCycleStore(database, epoch, ids), list(made.values()))
+        head = await database.read(lambda tx: tx.head_revision)
+        await self._commit(DatabaseCycleStore(database, epoch, ids), list(made.values()), head)
         execution = execution_store(database, epoch, ids)
         settler = Settler(execution, self.clock)
         settled = 0
@@ -95,16 +99,18 @@ class Pass:
                 await asyncio.gather(*(settler.settle(intent.id, DONE) for intent in claimed))
             settled += len(claimed)
 
-    async def _commit(self, store: DatabaseCycleStore, job_ids: Sequence[JobId]) -> None:
+    async def _commit(
+        self, store: DatabaseCycleStore, job_ids: Sequence[JobId], decided_on: int
+    ) -> None:
         spots = [(on, index) for index in range(GPUS) for on in self.nodes]
         placements = [
-            placement(job_id, task_placement(on, (index,)))
+            placement(job_id, replace(task_placement(on, (index,)), extras=POD))
             for job_id, (on, index) in zip(job_ids, spots, strict=False)
         ]
         for start in range(0, len(placements), PLACEMENTS_MAX):
             part = tuple(placements[start : start + PLACEMENTS_MAX])
             with self._timed("commit"):
-                plan = Plan(snapshot_revision=0, placements=part)
+                plan = Plan(snapshot_revision=decided_on, placements=part)
                 report = await store.commit(plan, DecisionMeta("bench", 0.0), self.clock.now())
             if report.refused:
                 raise RuntimeError(f"a placement was refused: {report.refused[0]}")
@@ -121,7 +127,10 @@ def measure(folder: Path, *, nodes: int, gangs: int, in_flight: int, passes: int
         f"{gangs} one-task gangs, {nodes} nodes of {GPUS} GPUs, {in_flight} launches in flight,"
         f" best of {passes}; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )
-    made = [virtual_node(f"v{number:05}", GPUS) for number in range(nodes)]
+    made = [
+        replace(virtual_node(f"v{number:05}", GPUS), extras=(("pods", PODS_MAX),))
+        for number in range(nodes)
+    ]
     best: dict[str, float] = {}
     for number in range(passes):
         one = Pass(folder / str(number), made, gangs, in_flight)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.clusters import NOW, make_job, make_node, occupy, snapshot_of
 
 from policies.best_fit import BestFit
 from scheduler.allocation.evictions import Victim, options_of, victims_of
 from scheduler.allocation.figures import figures_of, trimmed
-from scheduler.allocation.gangs import Gang, gangs_of
+from scheduler.allocation.gangs import Gang, gang_of, gangs_of
 from scheduler.allocation.highs import Limits
 from scheduler.allocation.knapsack import build, relax, weak_dual_bound
 from scheduler.allocation.optimise import Packed as Packing
 from scheduler.allocation.optimise import Task, greedy, improve, value_of
 from scheduler.allocation.outline import Scene, outline_of
 from scheduler.allocation.room import Room
+from scheduler.allocation.swap import move_cost, swap_bound
 from scheduler.allocation.worth import Worth
-from scheduler.model.job import JobShape, Topology
-from scheduler.model.ports import Effort, OrderedJob
+from scheduler.decide import decide
+from scheduler.model.job import JobShape, Topology, WaitingJob
+from scheduler.model.ports import Effort, OrderedJob, Preemption, Profile
 from scheduler.model.quantity import (
     WHOLE_GPU_MILLI,
     PoolName,
@@ -38,6 +40,10 @@ from scheduler.model.terms import EXTRA_WORTH, EvictionCost, Headroom, Quota, Te
 LIMITS = Limits(2_000, 1e-6, 0)
 EFFORT = Effort(gap_target=1e-6)
 SLACK = 1e-6
+MUST = 1e6
+"""A value above those of all others together."""
+VICTIMS_MAX = 4
+"""Of whom every choice to stay, go or move is tried."""
 TENANTS = (TenantId("red"), TenantId("blue"))
 
 
@@ -334,3 +340,64 @@ def test_candidates_are_plans_no_worse_than_greedy_and_below_their_bound(
         assert all(
             room.take(task.gangs[index], loads) for index, loads in candidate.packing.items()
         )
+
+
+class Priced:
+    """A queue order in which jobs are worth what the instance says."""
+
+    name = "priced"
+
+    def __init__(self, line: Sequence[OrderedJob]) -> None:
+        self._value = {entry.job.id: entry.value for entry in line}
+
+    def order(self, waiting: Sequence[WaitingJob], now: UtcSeconds) -> Sequence[OrderedJob]:
+        """The most valuable first."""
+        del now
+        jobs = sorted(waiting, key=lambda job: (-self._value[job.id], job.id))
+        return [OrderedJob(job, rank, self._value[job.id]) for rank, job in enumerate(jobs)]
+
+
+def best_with_moves(task: Task) -> float:
+    """As `best_plan`, where those who leave may also take another place and cost less for it."""
+    best = 0.0
+    victims = task.victims
+    for kinds in product(("stays", "goes", "moves"), repeat=len(victims)):
+        gone = [v for v, kind in zip(victims, kinds, strict=True) if kind != "stays"]
+        movers = [v for v, kind in zip(victims, kinds, strict=True) if kind == "moves"]
+        cost = sum(move_cost(task, v) if v in movers else v.cost for v in gone)
+        # Whoever moves must find a place: it is worth more than all the others together.
+        gangs = [
+            replace(gang, value=MUST, workers_max=gang.workers)
+            for gang in (gang_of(OrderedJob(v.attempt.job, 0, 0.0)) for v in movers)
+        ]
+        least = MUST * len(movers) + best + cost
+        spots = spots_of(task.snapshot, gone)
+        found = _best(task.snapshot, [*gangs, *task.gangs], spots, gone, 0.0, least)
+        best = max(best, found - MUST * len(movers) - cost)
+    return best
+
+
+@given(seed=st.integers(0, 100_000))
+@settings(max_examples=60, deadline=None)
+def test_no_plan_with_moves_is_worth_more_than_a_decision_claims(seed: int) -> None:
+    snapshot, line = tiny(seed, evict=True)
+    profile = Profile("priced", Priced(line), BestFit(), preemption=Preemption.EVICT)
+    task = task_of(seed, evict=True)
+    assume(len(task.victims) <= VICTIMS_MAX)
+    best = best_with_moves(task)
+    plans = list(decide(snapshot, profile, EFFORT, NOW, 0))
+    assert all(plan.bound >= best - SLACK for plan in plans)
+    assert all(plan.value <= best + SLACK for plan in plans)
+    assert [plan.value for plan in plans] == sorted(plan.value for plan in plans)
+    assert swap_bound(task) >= best - SLACK
+
+
+@given(seed=st.integers(0, 100_000))
+@settings(max_examples=60, deadline=None)
+def test_no_plan_is_worth_more_than_a_decision_without_evictions_claims(seed: int) -> None:
+    snapshot, line = tiny(seed, evict=False)
+    profile = Profile("priced", Priced(line), BestFit())
+    task = task_of(seed, evict=False)
+    best = best_plan(task.snapshot, task.gangs, ())
+    for plan in decide(snapshot, profile, EFFORT, NOW, 0):
+        assert plan.value - SLACK <= best <= plan.bound + SLACK

@@ -27,6 +27,7 @@ class DaemonProcess:
     virtual: str = ""
     database: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
 
@@ -48,6 +49,7 @@ class DaemonProcess:
             command += ["--virtual", self.virtual]
         if self.database:
             command += ["--database", self.database]
+        command += self.arguments
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, start_new_session=True

@@ -114,7 +114,7 @@ def api_object(
 
 
 def training_pod(number: int) -> Raw:
-    """One of a template's pods with all that a real server adds: about 3 KiB of JSON."""
+    """One of a template's pods with all that a real server adds: about 3.5 KiB of JSON."""
     name = f"llama-pretrain-worker-{number:05d}"
     uid = f"3f2a9c1e-7d4b-4c8a-9e21-{number:012d}"
     mounts = [

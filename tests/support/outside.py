@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from support.builders import NOW, placement, task_placement
 from support.ids import SequentialIds
 from support.ledger import leaks, violations
-from support.store import attempt_rows, commit, history_of, job_row
+from support.store import META, attempt_rows, history_of, job_row
 
 from scheduler.ids import IdSource
 from scheduler.model.execution import AttemptObservation, Intent, IntentKind, Outcome, Receipt
@@ -18,6 +18,8 @@ from scheduler.model.job import JobShape, Topology
 from scheduler.model.lifecycle import JobState
 from scheduler.model.node import Node
 from scheduler.model.outside import OutsideGang
+from scheduler.model.plan import Plan
+from scheduler.model.ports import CommitReport
 from scheduler.model.quantity import (
     DEFAULT_QUEUE,
     AttemptId,
@@ -33,6 +35,7 @@ from scheduler.store.execution import SqlExecutionStore
 from scheduler.store.inventory import sync_nodes
 from scheduler.store.lease import acquire
 from scheduler.store.outside import SqlOutsideStore
+from scheduler.store.plans import commit_plan
 from scheduler.store.transaction import Transactions
 
 T = TypeVar("T")
@@ -136,20 +139,40 @@ class OutsideWorld:
     def withdraw(self, *keys: str, why: str = "its pods are gone") -> None:
         self.run(self.outside.withdraw(keys, why, self.now))
 
-    def place(self, job_id: str, *where: tuple[Node, Iterable[int]]) -> AttemptId:
-        """Place task 0, 1, ... on these GPUs; the attempt."""
+    def place(
+        self,
+        job_id: str,
+        *where: tuple[Node, Iterable[int]],
+        extras: Amounts = (),
+        since: int | None = None,
+    ) -> AttemptId:
+        """Place task 0, 1, ... on these GPUs; the attempt.
+
+        Args:
+            job_id: whom to place.
+            where: node and GPUs of each task.
+            extras: what each task takes of further resources.
+            since: revision that this was decided on; the present one unless told.
+
+        Raises:
+            LookupError: the placement was refused; the message says why.
+        """
         tasks = [
-            task_placement(on, spots, task_index=index) for index, (on, spots) in enumerate(where)
+            replace(task_placement(on, spots, task_index=index), extras=extras)
+            for index, (on, spots) in enumerate(where)
         ]
-        self.database.write_sync(
-            lambda tx: commit(
-                tx,
-                [placement(job_id, *reversed(tasks))],
-                epoch=self.epoch,
-                ids=self.ids,
-                now=self.now,
+        placed = placement(job_id, *reversed(tasks))
+
+        def write(tx: Transaction) -> CommitReport:
+            revision = tx.head_revision if since is None else since
+            plan = Plan(snapshot_revision=revision, placements=(placed,))
+            return commit_plan(
+                tx, plan, epoch=self.epoch, decision=META, now=self.now, ids=self.ids
             )
-        )
+
+        report = self.database.write_sync(write)
+        if report.refused:
+            raise LookupError(report.refused[0][1])
         return AttemptId(self.attempts(job_id)[-1].id)
 
     def claim(self, limit: int = 10) -> list[Intent]:

@@ -54,7 +54,7 @@ class Events:
         self._clock = clock
         self._instance = _cut(instance, _INSTANCE_MAX)
         self._told: OrderedDict[tuple[str, str], _Told] = OrderedDict()
-        self._under_way = 0
+        self._under_way = self._stamp = 0
         self.dropped = 0
 
     async def waits(self, pod: PodRef, why: str) -> None:
@@ -120,7 +120,8 @@ class Events:
     ) -> Document:
         """A new event, as events.k8s.io/v1 requires it."""
         now = self._clock.now()
-        suffix = f".{int(now * 1e9):x}"
+        self._stamp = max(self._stamp + 1, int(now * 1e9))  # no two events of ours share a name
+        suffix = f".{self._stamp:x}"
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",

@@ -83,7 +83,7 @@ class Gangs:
     """All pods that want a node.
 
     Attributes:
-        complete: the oldest first.
+        complete: the oldest first; of one group in rank order.
         waiting: by group.
     """
 
@@ -130,7 +130,7 @@ def gangs_of(
         done, left = forming.gangs(taken)
         complete += done
         waiting += left
-    complete.sort(key=lambda gang: (gang.created_at, gang.key))
+    complete.sort(key=lambda gang: (gang.created_at, gang.group))  # stable
     return Gangs(tuple(complete), tuple(waiting))
 
 

@@ -252,7 +252,11 @@ class ApiServer:
         return await self._ask("POST", path, lane, query=query, body=body)
 
     async def put(self, path: str, body: Document) -> Document:
-        """Replace the object at `path`; conflicts unless the resource version in `body` holds."""
+        """Replace the object at `path`; conflicts unless the resource version in `body` holds.
+
+        A conflict may also be the second sending of a request whose first one was served: the
+        client library repeats PUT, DELETE and GET by itself where a connection is lost.
+        """
         return await self._ask("PUT", path, Lane.WRITE, body=body)
 
     async def patch(

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def told(result: Result, bug: str | None = None) -> str:
     """A result in a line, with the command that replays it when something broke.
 
-    The event loops of two versions of Python order what happens at one instant differently, so that
-    a seed tells another story under each: the line names the version.
+    The line names the version of Python: a seed tells one story under 3.11 and another under 3.12,
+    whose asyncio differ.
     """
     line = (
         f"seed {result.seed}: {result.steps} steps, {result.fired.total()} faults, settled after"

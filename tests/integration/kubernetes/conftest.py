@@ -29,7 +29,9 @@ def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
     """The same test on the fake and on the judge."""
     if request.param == "real":
         plane: ControlPlane = request.getfixturevalue("plane")
-        yield Ground(plane.access, plane.access_as, plane.compact, real=True)
+        yield Ground(
+            plane.access, plane.access_as, plane.compact, real=True, authority=plane.authority
+        )
         return
     with running_fake() as running:
         yield Ground(

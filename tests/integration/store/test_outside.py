@@ -7,17 +7,28 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from support.builders import NOW, node
+from support.builders import NOW, node, placement, task_placement
 from support.outside import OutsideWorld, outside_gang
-from support.store import exited, insert_job, phase, rows, running
+from support.store import META, exited, insert_job, phase, rows, running
 
 from scheduler.errors import FencedError
 from scheduler.model.execution import AttemptObservation, LaunchOrder, Phase, StopOrder
 from scheduler.model.job import Topology
 from scheduler.model.lifecycle import EndCause, JobEvent, JobState
+from scheduler.model.node import Node
 from scheduler.model.outside import OutsideJob
+from scheduler.model.plan import Plan
 from scheduler.model.quantity import SYSTEM_TENANT, GpuId, NodeId, UtcSeconds
-from scheduler.model.site import Operator, Requirement, Site, Term, Toleration
+from scheduler.model.site import (
+    Effect,
+    Operator,
+    Requirement,
+    Site,
+    Taint,
+    Term,
+    Toleration,
+    TolerationOperator,
+)
 from scheduler.model.snapshot import Snapshot
 from scheduler.store import tables
 from scheduler.store.attempts import stop_job
@@ -25,6 +36,7 @@ from scheduler.store.database import Database, Transaction
 from scheduler.store.inventory import sync_nodes
 from scheduler.store.journal import verify_audit_chain
 from scheduler.store.lease import acquire
+from scheduler.store.plans import commit_plan
 from scheduler.store.snapshot import load_delta
 from scheduler.store.transitions import apply_event
 
@@ -162,11 +174,10 @@ def test_member_zero_becomes_task_zero(world: OutsideWorld) -> None:
 
 def test_a_gang_without_enough_members_is_set_aside(world: OutsideWorld) -> None:
     job_id = world.adopt_one(outside_gang(tasks=2, members=["team-a/only/u-1"]))
-    with pytest.raises(IndexError):
+    why = "its stored document names members for 1 of its 2 tasks"
+    with pytest.raises(LookupError, match=why):
         world.place(job_id, (A, (0,)), (B, (0,)))
-    job = world.job(job_id)
-    assert job.state == "QUARANTINED"
-    assert job.message == "its stored document names members for 1 of its 2 tasks"
+    assert (world.job(job_id).state, world.job(job_id).message) == ("QUARANTINED", why)
 
 
 def test_a_gang_that_fails_has_failed(world: OutsideWorld) -> None:
@@ -296,6 +307,93 @@ def test_a_gang_that_cannot_be_read_is_not_told_of(world: OutsideWorld) -> None:
 def test_jobs_of_the_api_are_nobodys_gangs(world: OutsideWorld) -> None:
     world.database.write_sync(lambda tx: insert_job(tx, "j-api"))
     assert world.run(world.outside.open_gangs()) == {}
+
+
+ROOMY = replace(A, labels=(("disk", "ssd"),), extras=(("pods", 3), ("port:TCP:81", 1_000)))
+PODS, PORT = (("pods", 1),), (("pods", 1), ("port:TCP:80", 1_000))
+
+
+def _head(world: OutsideWorld) -> int:
+    return world.database.read_sync(lambda tx: tx.head_revision)
+
+
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        (replace(ROOMY, labels=()), "node a is no longer one that the job selects"),
+        (
+            replace(ROOMY, taints=(Taint("gone", "", Effect.NO_SCHEDULE),)),
+            "node a now has the taint gone:NoSchedule",
+        ),
+    ],
+)
+def test_a_node_that_was_relabelled_or_tainted_meanwhile_is_not_given(
+    world: OutsideWorld, now: Node, why: str
+) -> None:
+    world.run(world.outside.sync_nodes([ROOMY], [], NOW))
+    site = Site(selector=(("disk", "ssd"),), tolerations=(Toleration("gpu"),))
+    first, second = (world.adopt_one(outside_gang(key, site=site)) for key in ("k-0", "k-1"))
+    world.place(first, (A, (0,)))
+    world.run(world.outside.sync_nodes([now], [], NOW))
+    with pytest.raises(LookupError, match=why):
+        world.place(second, (A, (1,)))
+    world.assert_sound()
+
+
+def test_a_taint_keeps_off_who_asks_for_nothing_and_not_who_tolerates_it(
+    world: OutsideWorld,
+) -> None:
+    world.run(
+        world.outside.sync_nodes(
+            [replace(A, taints=(Taint("gpu", "", Effect.NO_SCHEDULE),))], [], NOW
+        )
+    )
+    tolerant = Site(tolerations=(Toleration("gpu", TolerationOperator.EXISTS),))
+    plain, guest = world.adopt_one(outside_gang("k-0")), outside_gang("k-1", site=tolerant)
+    with pytest.raises(LookupError, match="gpu:NoSchedule"):
+        world.place(plain, (A, (0,)))
+    world.place(world.adopt_one(guest), (A, (0,)))
+
+
+def test_further_resources_are_counted_again_where_a_node_changed(world: OutsideWorld) -> None:
+    gangs = [outside_gang(f"k-{number}", extras=PODS) for number in range(4)]
+    jobs = [world.adopt_one(gang) for gang in gangs]
+    world.run(world.outside.sync_nodes([ROOMY], [], NOW))
+    world.place(jobs[0], (A, (0,)), extras=PORT)
+    world.place(jobs[1], (A, (1,)), extras=PODS)
+    decided = _head(world)
+    smaller = replace(ROOMY, extras=(("pods", 2),))
+    world.run(world.outside.sync_nodes([smaller], [], NOW))
+    with pytest.raises(LookupError, match=r"^pods of node a was taken meanwhile$"):
+        world.place(jobs[2], (A, (2,)), extras=PODS, since=decided)
+    world.run(world.outside.sync_nodes([ROOMY], [], NOW))
+    with pytest.raises(LookupError, match=r"^host port 80/TCP of node a was taken meanwhile$"):
+        world.place(jobs[2], (A, (2,)), extras=PORT, since=decided)
+    world.place(jobs[2], (A, (2,)), extras=PODS, since=decided)
+    with pytest.raises(LookupError, match=r"^pods of node a"):
+        world.place(jobs[3], (A, (3,)), extras=PODS, since=decided)
+    world.place(jobs[3], (B, (3,)), extras=(("port:TCP:80", 1_000),), since=decided)
+    world.assert_sound()
+
+
+def test_further_resources_of_one_plan_add_up(world: OutsideWorld) -> None:
+    world.run(world.outside.sync_nodes([ROOMY], [], NOW))
+    jobs = list(world.adopt(*(outside_gang(f"k-{number}") for number in range(5))).values())
+    wanted = [
+        placement(job_id, replace(task_placement(A, spots), extras=PODS))
+        for job_id, spots in zip(jobs, ((0,), (1,), (2,), (3,)), strict=False)
+    ]
+    report = world.database.write_sync(
+        lambda tx: commit_plan(
+            tx,
+            Plan(snapshot_revision=0, placements=tuple(wanted)),
+            epoch=world.epoch,
+            decision=META,
+            now=NOW,
+            ids=world.ids,
+        )
+    )
+    assert (report.placed, len(report.refused)) == (tuple(jobs[:3]), 1)
 
 
 def test_nodes_are_told_by_what_changed(world: OutsideWorld) -> None:

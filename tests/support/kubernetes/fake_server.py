@@ -8,32 +8,32 @@ fields, no CEL beyond the fence, and no controllers: like a bare API server it c
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
-import orjson
 from aiohttp import web
+from support.kubernetes.discovery import discovered
 from support.kubernetes.faults import REQUEST_FAULTS, Deed, Fault, Faults
+from support.kubernetes.loops import LoopThread, loop_thread
 from support.kubernetes.operations import Operations
 from support.kubernetes.refusals import (
     Json,
     RefusedError,
-    bad_request,
     conflict,
     expired,
     forbidden,
     internal,
-    no_such_resource,
     too_many,
     unauthorized,
     unavailable,
 )
 from support.kubernetes.resources import (
+    ACCESS_REVIEWS,
     BUILTIN,
+    SELF_REVIEWS,
     THIRD_PARTY,
     Registry,
     Resource,
@@ -42,6 +42,15 @@ from support.kubernetes.resources import (
 from support.kubernetes.selectors import selection
 from support.kubernetes.storage import Signal, Storage
 from support.kubernetes.watching import StreamCutError, Watch, WatchOptions
+from support.kubernetes.wire import (
+    body_of,
+    checked_kind,
+    cut,
+    deed_of,
+    json_response,
+    query_options,
+    selection_of,
+)
 
 from scheduler.clock import Clock, SystemClock
 from scheduler.execution.kubernetes.access import Access
@@ -50,9 +59,7 @@ ADMIN = "haversack-admin"
 _ADMIN_TOKEN = "admin-token"
 _NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 _HEALTH = ("/livez", "/readyz", "/healthz")
-_COMPRESSED_FROM_BYTES = 128 * 1024
 _JOURNAL_LENGTH = 100_000
-_VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.2-fake"}
 _RULE_OF_ALL = "*"
 
 T = TypeVar("T")
@@ -163,6 +170,14 @@ class FakeApiServer:
         target = Target(resource, namespace if resource.namespaced else "")
         return self.operations.create(target, document)
 
+    def target(self, path: str) -> Target:
+        """What a request path names, for `operations`.
+
+        Raises:
+            RefusedError: nothing that is served.
+        """
+        return self._registry.target(path)
+
     def objects(self, resource: Resource) -> list[Json]:
         """All objects of a type, by namespace and name."""
         return self._storage.shelf(resource.shelf).listed(selection(resource, "", "", ""))
@@ -196,27 +211,29 @@ class FakeApiServer:
     # HTTP.
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        user, deed, name, status = "", Deed("", ""), "", 0
+        user, deed, name, status = "", Deed("", "", ""), "", 0
         try:
             user = self._user(request)
             if request.path in _HEALTH:
                 status = 200
                 return web.Response(text="ok")
-            known = self._discovery(request)
+            known = discovered(self._registry, request.path)
             if known is not None:
                 status = 200
-                return _json(200, known)
+                return json_response(200, known)
             target = self._registry.target(request.path)
-            deed, name = _deed(request, target), target.name
-            self._check_rights(user, deed, target)
-            response = await self._with_faults(request, target, deed, user)
+            deed, name = deed_of(request, target, user), target.name
+            self._check_rights(deed, target)
+            response = await self._with_faults(request, target, deed)
             status = response.status
         except RefusedError as refusal:
             status = refusal.code
-            response = _json(status, refusal.status())
+            response = json_response(status, refusal.status())
             if refusal.retry_after_s is not None:
                 response.headers["Retry-After"] = str(refusal.retry_after_s)
         finally:
+            if request.transport is None or request.transport.is_closing():
+                status = 0
             self.journal.append(Request(deed.verb, deed.what, name, user, status))
         return response
 
@@ -226,68 +243,32 @@ class FakeApiServer:
             raise unauthorized()
         return self._users[token]
 
-    def _check_rights(self, user: str, deed: Deed, target: Target) -> None:
-        wanted = [(deed.verb, deed.what), (_RULE_OF_ALL, deed.what), (deed.verb, _RULE_OF_ALL)]
-        if any((user, *rule) in self._denied for rule in wanted):
+    def _check_rights(self, deed: Deed, target: Target) -> None:
+        if not self._may(deed):
             where = f' in the namespace "{target.namespace}"' if target.namespace else ""
             why = (
-                f'User "{user}" cannot {deed.verb} resource "{deed.what}" in API group '
+                f'User "{deed.user}" cannot {deed.verb} resource "{deed.what}" in API group '
                 f'"{target.resource.group}"{where}'
             )
             raise forbidden(target.resource.qualified, target.name, why)
 
-    def _discovery(self, request: web.Request) -> Json | None:
-        match [part for part in request.path.split("/") if part]:
-            case ["version"]:
-                return _VERSION
-            case ["api"]:
-                return {"kind": "APIVersions", "versions": ["v1"]}
-            case ["apis"]:
-                groups = self._registry.groups()
-                return {
-                    "kind": "APIGroupList",
-                    "apiVersion": "v1",
-                    "groups": [_group(group, versions) for group, versions in groups.items()],
-                }
-            case ["apis", group]:
-                versions = self._registry.groups().get(group)
-                if versions is None:
-                    raise no_such_resource()
-                return {**_group(group, versions), "kind": "APIGroup", "apiVersion": "v1"}
-            case ["api", version]:
-                return self._resource_list("", version)
-            case ["apis", group, version]:
-                return self._resource_list(group, version)
-            case _:
-                return None
-
-    def _resource_list(self, group: str, version: str) -> Json:
-        found = self._registry.group_version(group, version)
-        if not found:
-            raise no_such_resource()
-        return {
-            "kind": "APIResourceList",
-            "apiVersion": "v1",
-            "groupVersion": found[0].api_version,
-            "resources": [
-                {"name": one.plural, "kind": one.kind, "namespaced": one.namespaced}
-                for one in found
-            ],
-        }
+    def _may(self, deed: Deed) -> bool:
+        wanted = [(deed.verb, deed.what), (_RULE_OF_ALL, deed.what), (deed.verb, _RULE_OF_ALL)]
+        return not any((deed.user, *rule) in self._denied for rule in wanted)
 
     async def _with_faults(
-        self, request: web.Request, target: Target, deed: Deed, user: str
+        self, request: web.Request, target: Target, deed: Deed
     ) -> web.StreamResponse:
         if deed.verb == "watch":
             if self.faults.strikes(deed, (Fault.WATCH_GONE,)):
                 raise expired("too old resource version")
-            return await self._watch(request, target)
+            return await self._watch(request, target, deed)
         fault = self.faults.strikes(deed, REQUEST_FAULTS)
         await self._before(fault, request, target)
-        response = await self._carry_out(request, target, deed, user)
+        response = await self._carry_out(request, target, deed)
         match fault:
             case Fault.REPLY_LOST:
-                _cut(request)
+                cut(request)
             case Fault.ERROR_AFTER:
                 raise internal("Internal error occurred: injected after the work")
             case Fault.UNAVAILABLE_AFTER:
@@ -311,48 +292,65 @@ class FakeApiServer:
             case Fault.CONFLICT:
                 raise conflict(target.resource.qualified, target.name)
             case Fault.CUT_BEFORE:
-                _cut(request)
+                cut(request)
                 raise internal("nobody hears this")
             case Fault.DELAY_BEFORE:
                 await asyncio.sleep(self.faults.delay_s)
             case _:
                 pass
 
-    async def _carry_out(
-        self, request: web.Request, target: Target, deed: Deed, user: str
-    ) -> web.Response:
-        query, run = dict(request.query), self.operations
+    async def _carry_out(self, request: web.Request, target: Target, deed: Deed) -> web.Response:
+        if deed.verb in ("create", "update"):
+            return await self._store(request, target, deed)
+        query, run, resource = dict(request.query), self.operations, target.resource
         dry = query.get("dryRun") == "All"
         match deed.verb:
             case "get":
-                return _json(200, run.get(target))
+                body = run.get(target)
             case "list":
-                chosen = _selection(target, query)
-                return _listed(run.list(target.resource, chosen, query))
+                body = run.list(resource, selection_of(target, query), query)
             case "deletecollection":
-                chosen = _selection(target, query)
-                options = await _body(request) or {}
-                return _json(200, run.delete_collection(target.resource, chosen, options))
+                options = await body_of(request) or {}
+                body = run.delete_collection(resource, selection_of(target, query), options)
             case "delete":
-                options = await _body(request) or _options(query)
-                return _json(200, run.delete(target, options, dry=dry))
-            case "patch":
+                options = await body_of(request) or query_options(query)
+                body = run.delete(target, options, dry=dry)
+            case _:
                 kind = request.headers.get("Content-Type", "")
-                return _json(200, run.patch(target, kind, await _body(request), dry=dry))
-        document = _checked_kind(target, await _body(request))
-        if deed.verb == "update":
-            return _json(*run.update(target, document, dry=dry))
-        if target.subresource:
-            return _json(201, run.subresource(target, document, user, dry=dry))
-        return _json(201, run.create(target, document, dry=dry))
+                body = run.patch(target, kind, await body_of(request), dry=dry)
+        return json_response(200, body)
 
-    async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
+    async def _store(self, request: web.Request, target: Target, deed: Deed) -> web.Response:
+        """POST and PUT, whose bodies are objects."""
+        document, run = checked_kind(target, await body_of(request)), self.operations
+        dry = request.query.get("dryRun") == "All"
+        if deed.verb == "update":
+            return json_response(*run.update(target, document, dry=dry))
+        if target.subresource:
+            body = run.subresource(target, document, deed.user, dry=dry)
+        elif target.resource in (SELF_REVIEWS, ACCESS_REVIEWS):
+            body = {**document, "status": self._review(deed.user, document)}
+        else:
+            body = run.create(target, document, dry=dry)
+        return json_response(201, body)
+
+    def _review(self, user: str, asked: Json) -> Json:
+        """Who somebody is, or whether they may do something."""
+        wanted = (asked.get("spec") or {}).get("resourceAttributes")
+        if wanted is None:
+            return {"userInfo": {"username": user}}
+        part = wanted.get("subresource")
+        what = wanted.get("resource", "") + (f"/{part}" if part else "")
+        return {"allowed": self._may(Deed(wanted.get("verb", ""), what, user))}
+
+    async def _watch(self, request: web.Request, target: Target, deed: Deed) -> web.StreamResponse:
         watch = Watch(
             self._storage,
             target.resource,
-            _selection(target, dict(request.query)),
+            selection_of(target, dict(request.query)),
             WatchOptions.read(request.query),
             self.faults,
+            deed,
             bookmark_every_s=self._bookmark_every_s,
         )
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -362,94 +360,8 @@ class FakeApiServer:
             async for line in watch.lines():
                 await response.write(line)
         except StreamCutError:
-            _cut(request)
+            cut(request)
         return response
-
-
-def _deed(request: web.Request, target: Target) -> Deed:
-    what = target.resource.plural + (f"/{target.subresource}" if target.subresource else "")
-    one = bool(target.name)
-    watched = request.query.get("watch") in ("1", "true")
-    match request.method, one:
-        case "GET", _ if watched:
-            verb = "watch"
-        case "GET", _:
-            verb = "get" if one else "list"
-        case "POST", _ if one == bool(target.subresource):
-            verb = "create"
-        case "PUT", True:
-            verb = "update"
-        case "PATCH", True:
-            verb = "patch"
-        case "DELETE", _:
-            verb = "delete" if one else "deletecollection"
-        case _:
-            raise RefusedError(
-                405,
-                "MethodNotAllowed",
-                "the server does not allow this method on the requested resource",
-            )
-    return Deed(verb, what)
-
-
-def _selection(target: Target, query: dict[str, str]) -> Any:
-    fields = query.get("fieldSelector", "")
-    if target.name:
-        fields = f"metadata.name={target.name}"
-    return selection(target.resource, target.namespace, query.get("labelSelector", ""), fields)
-
-
-def _options(query: dict[str, str]) -> Json:
-    grace = query.get("gracePeriodSeconds")
-    return {} if grace is None else {"gracePeriodSeconds": int(grace)}
-
-
-async def _body(request: web.Request) -> Any:
-    data = await request.read()
-    if not data:
-        return None
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise bad_request(
-            f"the object provided is unrecognized: json parse error: {error}"
-        ) from error
-
-
-def _checked_kind(target: Target, document: Any) -> Json:
-    resource = target.resource
-    if not isinstance(document, dict):
-        raise bad_request(f"the object provided is unrecognized (must be of type {resource.kind})")
-    sent = document.get("kind", resource.kind)
-    if not target.subresource and sent != resource.kind:
-        raise bad_request(
-            f'{sent} in version "{document.get("apiVersion")}" cannot be handled as a '
-            f"{resource.kind}"
-        )
-    return document
-
-
-def _group(group: str, versions: tuple[str, ...]) -> Json:
-    shown = [{"groupVersion": f"{group}/{version}", "version": version} for version in versions]
-    return {"name": group, "versions": shown, "preferredVersion": shown[0]}
-
-
-def _json(status: int, body: Json) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
-
-
-def _listed(body: Json) -> web.Response:
-    response = _json(200, body)
-    assert isinstance(response.body, bytes)
-    if len(response.body) > _COMPRESSED_FROM_BYTES:
-        response.enable_compression()
-    return response
-
-
-def _cut(request: web.Request) -> None:
-    """Close the connection without another byte."""
-    if request.transport is not None:
-        request.transport.abort()
 
 
 class RunningFake:
@@ -457,37 +369,21 @@ class RunningFake:
 
     Attributes:
         fake: touch it only through `do`.
-        access: its address.
+        access: its address, with an administrator's token.
     """
 
-    def __init__(self, fake: FakeApiServer, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, fake: FakeApiServer, loop: LoopThread) -> None:
         self.fake = fake
         self.access = fake.access
         self._loop = loop
 
     def do(self, act: Callable[[FakeApiServer], T]) -> T:
         """Run something in the fake's loop and wait for it."""
-
-        async def acting() -> T:
-            return act(self.fake)
-
-        return asyncio.run_coroutine_threadsafe(acting(), self._loop).result()
+        return self._loop.do(lambda: act(self.fake))
 
 
 @contextmanager
 def running_fake(fake: FakeApiServer | None = None) -> Iterator[RunningFake]:
     """A fake in a thread and loop of its own."""
-    served = fake or FakeApiServer()
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="fake-api-server", daemon=True)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(served.__aenter__(), loop).result()
-        try:
-            yield RunningFake(served, loop)
-        finally:
-            asyncio.run_coroutine_threadsafe(served.__aexit__(), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with loop_thread("fake-api-server") as loop, loop.inside(fake or FakeApiServer()) as served:
+        yield RunningFake(served, loop)

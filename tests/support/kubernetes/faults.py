@@ -54,10 +54,12 @@ class Deed:
     Attributes:
         verb: as RBAC names it.
         what: plural, and the subresource after a slash.
+        user: whose request it is.
     """
 
     verb: str
     what: str
+    user: str
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class Faults:
     Args:
         seed: of the chances.
         chances: probability of each fault, each time that it could happen.
+        victim: whose requests meet faults by chance; empty for everybody's.
         limit: faults by chance at most; None for no limit. Orders do not count.
         delay_s: how late a late answer is.
         retry_after_s: what 429 says.
@@ -91,6 +94,7 @@ class Faults:
         seed: int = 0,
         chances: Mapping[Fault, float] | None = None,
         *,
+        victim: str = "",
         limit: int | None = None,
         delay_s: float = 0.05,
         retry_after_s: int = 1,
@@ -99,6 +103,7 @@ class Faults:
         self.delay_s = delay_s
         self.retry_after_s = retry_after_s
         self._chances = dict(chances or {})
+        self._victim = victim
         self._limit = limit
         self._by_chance = 0
         self._random = np.random.Generator(np.random.PCG64(seed))
@@ -130,7 +135,7 @@ class Faults:
 
     def strikes(self, deed: Deed, kinds: tuple[Fault, ...]) -> Fault | None:
         """Which of some faults happens to this deed now, if any; it is counted."""
-        fault = self._ordered(deed, kinds) or self._drawn(kinds)
+        fault = self._ordered(deed, kinds) or self._drawn(deed, kinds)
         if fault is not None:
             self.counts[fault] += 1
         return fault
@@ -148,8 +153,9 @@ class Faults:
             return order.fault
         return None
 
-    def _drawn(self, kinds: tuple[Fault, ...]) -> Fault | None:
-        if not self._chances or (self._limit is not None and self._by_chance >= self._limit):
+    def _drawn(self, deed: Deed, kinds: tuple[Fault, ...]) -> Fault | None:
+        spent = self._limit is not None and self._by_chance >= self._limit
+        if not self._chances or spent or self._victim not in ("", deed.user):
             return None
         draw = float(self._random.random())
         for fault in kinds:

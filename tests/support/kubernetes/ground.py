@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from support.kubernetes import objects
@@ -70,12 +71,14 @@ class Ground:
         access_as: another user's.
         compact: has the server forget its past.
         real: whether it is a real one.
+        authority: certificate that its own is checked against; None without TLS.
     """
 
     access: Access
     access_as: Callable[[str], Access]
     compact: Callable[[], None]
     real: bool
+    authority: Path | None = None
 
     def run(self, act: Callable[[At], Awaitable[None]]) -> None:
         """Run a test in a namespace of its own."""

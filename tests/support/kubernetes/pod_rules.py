@@ -30,7 +30,6 @@ _CONTAINER_DEFAULTS: Json = {
     "resources": {},
     "terminationMessagePath": "/dev/termination-log",
     "terminationMessagePolicy": "File",
-    "imagePullPolicy": "Always",
 }
 
 
@@ -64,7 +63,9 @@ def created(document: Json, classes: Iterable[Json], now: str) -> Json:
 
 
 def _container(sent: Json) -> Json:
-    container = {**_CONTAINER_DEFAULTS, **sent}
+    tag = sent.get("image", "").rpartition("/")[2].partition(":")[2]
+    pull = {"imagePullPolicy": "Always" if tag in ("", "latest") else "IfNotPresent"}
+    container = {**_CONTAINER_DEFAULTS, **pull, **sent}
     limits = container["resources"].get("limits")
     if limits:
         requests = {**limits, **(container["resources"].get("requests") or {})}

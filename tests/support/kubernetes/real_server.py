@@ -85,7 +85,7 @@ class ControlPlane:
 
     def access_as(self, user: str) -> Access:
         """Its address and the token of one of the users it was started with."""
-        context = ssl.create_default_context(cafile=str(self._authority))
+        context = ssl.create_default_context(cafile=str(self.authority))
         # The self-signed certificate lacks extensions that Python 3.13 and later insist on.
         context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
         return Access(self.url, ssl_context=context, token=self._tokens[user])
@@ -93,7 +93,7 @@ class ControlPlane:
     def kubeconfig(self, user: str = ADMIN) -> Path:
         """A kubeconfig file of one of its users."""
         path = self.folder / f"kubeconfig-{re.sub('[^a-z0-9]+', '-', user)}.yaml"
-        cluster = {"server": self.url, "certificate-authority": str(self._authority)}
+        cluster = {"server": self.url, "certificate-authority": str(self.authority)}
         document = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -174,7 +174,7 @@ class ControlPlane:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-characters:]
 
     @property
-    def _authority(self) -> Path:
+    def authority(self) -> Path:
         return self.folder / "certificates" / "apiserver.crt"
 
     def _start_etcd(self) -> None:
@@ -214,7 +214,7 @@ class ControlPlane:
             "kube-apiserver",
             [
                 f"--etcd-servers={self._etcd_url}",
-                f"--cert-dir={self._authority.parent}",
+                f"--cert-dir={self.authority.parent}",
                 f"--bind-address={_LOOPBACK}",
                 f"--secure-port={port}",
                 "--service-cluster-ip-range=10.0.0.0/24",
@@ -242,7 +242,7 @@ class ControlPlane:
     def _answers(self, url: str) -> bool:
         headers, context = {}, None
         if url.startswith(self.url):
-            if not self._authority.exists():
+            if not self.authority.exists():
                 return False
             headers, context = self.access.headers(), self.access.ssl_context
         request = urllib.request.Request(url, headers=headers)

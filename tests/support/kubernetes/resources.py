@@ -99,6 +99,17 @@ POLICY_BINDINGS = Resource(
     namespaced=False,
 )
 
+SELF_REVIEWS = Resource(
+    "authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview", namespaced=False
+)
+ACCESS_REVIEWS = Resource(
+    "authorization.k8s.io",
+    "v1",
+    "selfsubjectaccessreviews",
+    "SelfSubjectAccessReview",
+    namespaced=False,
+)
+
 BUILTIN = (
     PODS,
     NODES,
@@ -110,6 +121,8 @@ BUILTIN = (
     DEFINITIONS,
     POLICIES,
     POLICY_BINDINGS,
+    SELF_REVIEWS,
+    ACCESS_REVIEWS,
     Resource("", "v1", "events", "Event", unguarded_update=True),
     Resource("", "v1", "services", "Service", status=True, unguarded_update=True),
     Resource("", "v1", "configmaps", "ConfigMap", unguarded_update=True),

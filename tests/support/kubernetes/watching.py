@@ -76,6 +76,7 @@ class Watch:
         selection: which of it.
         options: how.
         faults: what goes wrong on the way.
+        deed: what the faults know of it.
         bookmark_every_s: period of bookmarks.
     """
 
@@ -86,6 +87,7 @@ class Watch:
         selection: Selection,
         options: WatchOptions,
         faults: Faults,
+        deed: Deed,
         *,
         bookmark_every_s: float,
     ) -> None:
@@ -95,7 +97,7 @@ class Watch:
         self._options = options
         self._faults = faults
         self._every_s = bookmark_every_s
-        self._deed = Deed("watch", resource.plural)
+        self._deed = deed
         self._watcher = Watcher()
         self._after = 0
         self._told_until = 0

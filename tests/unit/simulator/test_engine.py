@@ -27,6 +27,7 @@ from scheduler.model.plan import Plan
 from scheduler.model.ports import Admission, Effort, OrderedJob, Profile, QueueOrder, Sees
 from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import Snapshot
+from scheduler.model.terms import EvictionCost, Terms
 from scheduler.simulator.career import Overheads
 from scheduler.simulator.engine import Options, SimulationError, simulate
 from scheduler.simulator.outages import Outages
@@ -108,6 +109,15 @@ def test_a_restart_costs_time_that_does_not_count() -> None:
     assert long.end_s == 112.0
     assert long.lost_s == 7.0
     assert [(r.useful_from_s, r.useful_to_s) for r in long.runs] == [(0.0, 10.0), (22.0, 112.0)]
+
+
+def test_nobody_is_stopped_whose_restart_costs_more_than_it_wins() -> None:
+    jobs = [sim_job("long", 0.0, 200_000.0, 8), sim_job("short", 100_000.0, 60.0, 8)]
+    assert ends(run("knapsack", jobs, ONE)) == {"long": 200_060.0, "short": 100_060.0}
+    dear = Options(overheads=Overheads(restart_cost_s=1e7))
+    assert ends(run("knapsack", jobs, ONE, dear)) == {"long": 200_000.0, "short": 200_060.0}
+    told = Terms(eviction=EvictionCost(restart_s=1.0))
+    assert ends(run("knapsack", jobs, ONE, replace(dear, terms=told)))["short"] == 100_060.0
 
 
 def test_who_may_not_be_preempted_is_not() -> None:

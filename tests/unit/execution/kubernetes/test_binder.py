@@ -11,6 +11,7 @@ from support.kubernetes.fake_server import ADMIN, FakeApiServer
 from support.kubernetes.faults import Fault, Faults
 from support.kubernetes.objects import pod
 from support.kubernetes.resources import PODS
+from typing_extensions import override
 
 from scheduler.execution.kubernetes.access import Access
 from scheduler.execution.kubernetes.binder import (
@@ -241,6 +242,7 @@ def test_a_server_that_has_not_seen_our_epoch_yet_does_not_depose_us() -> None:
     class LaggingFence(Fence):
         """The cluster's Lease already shows our epoch, which the policy does not know yet."""
 
+        @override
         async def read_epoch(self) -> int:
             await self.publish(2)
             return await super().read_epoch()
@@ -356,6 +358,7 @@ def test_a_leader_deposed_before_it_undoes_touches_nothing() -> None:
     class Deposed(Fence):
         """Loses the lead between its last binding and the first deletion."""
 
+        @override
         async def read_epoch(self) -> int:
             return 2
 

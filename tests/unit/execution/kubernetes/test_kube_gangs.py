@@ -81,8 +81,7 @@ def test_an_incomplete_gang_waits_and_says_for_how_many() -> None:
 def test_pods_gated_by_others_deleted_or_ended_do_not_count() -> None:
     pods = own_gang(2)
     pods += own_gang(3, schedulingGates=[{"name": "kueue.x-k8s.io/admission"}])[2:]
-    dead = {"metadata": {"deletionTimestamp": "2026-11-01T10:00:00Z"}}
-    pods += own_gang(4, **dead)[3:]
+    pods += own_gang(4, metadata={"deletionTimestamp": "2026-11-01T10:00:00Z"})[3:]
     pods += own_gang(5, status={"phase": "Failed"})[4:]
     assert reason(group(pods)) == (
         "waiting for 2 of 4 pods (1 more: held by the scheduling gate kueue.x-k8s.io/admission)"
@@ -121,9 +120,8 @@ def test_keys_name_identities_and_groups_stay() -> None:
     """A pod that is made anew under its old name makes another gang of the same group."""
     first, again = one(group(own_gang(4))), one(group(reversed(own_gang(4))))
     assert first == again
-    replaced = own_gang(3) + [
-        pod("llama-3", uid="new", labels={GANG: "llama"}, annotations={SIZE: "4"})
-    ]
+    anew = pod("llama-3", uid="new", labels={GANG: "llama"}, annotations={SIZE: "4"})
+    replaced = [*own_gang(3), anew]
     other = one(group(replaced))
     assert other.group == first.group
     assert other.key != first.key
@@ -202,10 +200,8 @@ def job_set(**spec: object) -> Raw:
 def job_set_pods(attempt: str = "0", **fields: object) -> list[Pod]:
     """One driver, and two jobs of two workers, last first."""
     found = []
-    for role, number, index in [("workers", 2, 1), ("workers", 2, 0), ("workers", 1, 1)] + [
-        ("workers", 1, 0),
-        ("driver", 0, 0),
-    ]:
+    worker_places = ((2, 1), (2, 0), (1, 1), (1, 0))
+    for role, number, index in [*(("workers", *at) for at in worker_places), ("driver", 0, 0)]:
         labels = {
             "jobset.sigs.k8s.io/jobset-name": "llama",
             "jobset.sigs.k8s.io/replicatedjob-name": role,
@@ -261,8 +257,8 @@ def test_a_pytorch_job_puts_its_master_first() -> None:
     assert names(gang.members) == ["llama-master-0", "llama-worker-0", "llama-worker-1"]
 
 
-def pod_group(api_group: str, name: str = "llama", **spec: object) -> Raw:
-    return api_object(f"{api_group}/v1", "PodGroup", name, spec)
+def pod_group(api_group: str, **spec: object) -> Raw:
+    return api_object(f"{api_group}/v1", "PodGroup", "llama", spec)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +298,8 @@ def native(count: int, **fields: object) -> list[Pod]:
 
 
 def native_group(count: int, **spec: object) -> Raw:
-    return pod_group("scheduling.k8s.io", schedulingPolicy={"gang": {"minCount": count}}, **spec)
+    policy = {"schedulingPolicy": {"gang": {"minCount": count}}}
+    return api_object("scheduling.k8s.io/v1alpha2", "PodGroup", "llama", {**policy, **spec})
 
 
 def test_a_native_group_never_starts_without_its_object() -> None:

@@ -25,7 +25,7 @@ def pod(name: str = "pod-0", **fields: object) -> Pod:
 
 
 def around(**claims: Claim) -> Surroundings:
-    return Surroundings(claim=lambda namespace, name: claims.get(name))
+    return Surroundings(claim=lambda _namespace, name: claims.get(name))
 
 
 NOTHING = around()
@@ -94,7 +94,7 @@ def test_a_volume_that_every_node_reaches_is_no_need() -> None:
 
 
 def test_resources_that_only_dra_serves() -> None:
-    classes = [{"spec": {"extendedResourceName": "nvidia.com/gpu"}}, {"spec": None}, {}]
+    classes: list[Raw] = [{"spec": {"extendedResourceName": "nvidia.com/gpu"}}, {"spec": None}, {}]
     wants = pod(requests={"nvidia.com/gpu": "1"})
     only_dra = dra_resources(classes, ["cpu"])
     assert only_dra == {"nvidia.com/gpu"}

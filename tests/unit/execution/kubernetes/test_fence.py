@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from support.kubernetes.fake_server import ADMIN, FakeApiServer
+from support.kubernetes.faults import Fault
+from support.kubernetes.resources import LEASES, POLICIES, POLICY_BINDINGS
+
+from scheduler.errors import FencedError
+from scheduler.execution.kubernetes.fence import (
+    LEASE,
+    Fence,
+    lease_manifest,
+    policy_manifest,
+    policy_name,
+)
+from scheduler.execution.kubernetes.server import ApiServer
+
+
+class Naps:
+    """Counts waits instead of waiting."""
+
+    def __init__(self) -> None:
+        self.total_s = 0.0
+
+    async def __call__(self, seconds: float) -> None:
+        self.total_s += seconds
+
+
+def played(story: Callable[[FakeApiServer, ApiServer], Awaitable[None]]) -> None:
+    async def play() -> None:
+        async with FakeApiServer() as fake, ApiServer(fake.access) as server:
+            await story(fake, server)
+
+    asyncio.run(play())
+
+
+def fence(server: ApiServer, holder: str = "first", **more: str) -> Fence:
+    return Fence(server, holder=holder, user=ADMIN, sleep=Naps(), **more)
+
+
+def test_what_is_missing_is_created_once() -> None:
+    async def story(fake: FakeApiServer, server: ApiServer) -> None:
+        assert await fence(server).ensure() == ()
+        assert [one["metadata"]["name"] for one in fake.objects(POLICIES)] == [policy_name()]
+        before = fake.version
+        assert await fence(server).ensure() == ()
+        assert fake.version == before
+        assert len(fake.objects(POLICY_BINDINGS)) == 1
+
+    played(story)
+
+
+def test_what_our_rights_do_not_cover_is_told() -> None:
+    async def story(fake: FakeApiServer, _: ApiServer) -> None:
+        access = fake.access_as("poor")
+        fake.deny("poor", "*", POLICIES.plural)
+        async with ApiServer(access) as server:
+            troubles = await Fence(server, holder="h", user="poor").ensure()
+        assert len(troubles) == 1
+        assert policy_name() in troubles[0]
+        assert "poor" in troubles[0]
+
+    played(story)
+
+
+def test_an_epoch_is_above_the_store_s_and_the_cluster_s() -> None:
+    async def story(_: FakeApiServer, server: ApiServer) -> None:
+        ours = fence(server)
+        await ours.ensure()
+        assert await ours.read_epoch() == 0
+        assert await ours.next_epoch(4) == 5
+        await ours.publish(5)
+        assert await ours.read_epoch() == 5
+        # The database was restored from a backup and knows only epoch 2.
+        assert await ours.next_epoch(2) == 6
+
+    played(story)
+
+
+def test_epochs_only_rise() -> None:
+    async def story(fake: FakeApiServer, server: ApiServer) -> None:
+        first, second = fence(server), fence(server, "second")
+        await first.ensure()
+        await first.publish(1)
+        await first.publish(1)
+        with pytest.raises(FencedError, match="first"):
+            await second.publish(1)
+        await second.publish(3)
+        with pytest.raises(FencedError, match="second"):
+            await first.publish(2)
+        (lease,) = fake.objects(LEASES)
+        assert lease["spec"]["leaseTransitions"] == 3
+        assert lease["spec"]["holderIdentity"] == "second"
+
+    played(story)
+
+
+def test_of_two_leaders_that_publish_at_once_the_higher_epoch_stays() -> None:
+    async def story(_: FakeApiServer, server: ApiServer) -> None:
+        fences = [fence(server, f"h{epoch}") for epoch in range(1, 7)]
+        await fences[0].ensure()
+        ends = await asyncio.gather(
+            *(one.publish(epoch) for epoch, one in enumerate(fences, start=1)),
+            return_exceptions=True,
+        )
+        assert await fences[0].read_epoch() == 6
+        assert ends[5] is None
+        assert all(end is None or isinstance(end, FencedError) for end in ends)
+
+    played(story)
+
+
+def test_a_write_in_between_is_noticed() -> None:
+    async def story(fake: FakeApiServer, server: ApiServer) -> None:
+        ours = fence(server)
+        await ours.ensure()
+        await ours.publish(1)
+        fake.faults.once(Fault.CONFLICT, verb="update", what=LEASES.plural, times=2)
+        await ours.publish(2)
+        assert await ours.read_epoch() == 2
+
+    played(story)
+
+
+def test_the_proof_sees_the_fence_hold() -> None:
+    async def story(_: FakeApiServer, server: ApiServer) -> None:
+        ours = fence(server)
+        await ours.ensure()
+        await ours.publish(1)
+        assert (await ours.prove(1)).holds
+        await fence(server, "second").publish(2)
+        late = await ours.prove(1)
+        assert not late.holds
+        assert "stale leader epoch" in late.why
+
+    played(story)
+
+
+def test_the_proof_sees_that_there_is_no_fence() -> None:
+    async def story(fake: FakeApiServer, server: ApiServer) -> None:
+        await server.post(
+            "/api/v1/namespaces",
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "haversack-system"}},
+        )
+        naps = Naps()
+        ours = Fence(server, holder="first", user=ADMIN, sleep=naps)
+        await ours.publish(1)
+        proof = await ours.prove(1)
+        assert not proof.holds
+        assert "nothing refuses" in proof.why
+        assert 5 < naps.total_s < 20, "a policy gets time to come into force"
+        # A policy for somebody else does not concern us.
+        stranger = Fence(server, holder="first", user="system:stranger", sleep=naps)
+        await stranger.ensure()
+        assert not (await ours.prove(1)).holds
+        assert not [each for each in fake.journal if each.what == "pods/binding" if not each.status]
+
+    played(story)
+
+
+def test_rights_that_are_missing_for_binding_are_no_fence() -> None:
+    async def story(fake: FakeApiServer, server: ApiServer) -> None:
+        ours = fence(server)
+        await ours.ensure()
+        await ours.publish(1)
+        fake.deny(ADMIN, "create", "pods/binding")
+        proof = await ours.prove(1)
+        assert not proof.holds
+        assert "pods/binding" in proof.why
+
+    played(story)
+
+
+def test_an_installation_elsewhere_has_its_own_lease_and_policy() -> None:
+    async def story(fake: FakeApiServer, server: ApiServer) -> None:
+        for namespace in ("haversack-system", "gpu-lab"):
+            one = fence(server, namespace=namespace)
+            await one.ensure()
+            await one.publish(1)
+        assert {one["metadata"]["namespace"] for one in fake.objects(LEASES)} == {
+            "haversack-system",
+            "gpu-lab",
+        }
+        assert len(fake.objects(POLICIES)) == 2
+
+    played(story)
+
+
+def test_manifests_name_what_they_guard() -> None:
+    assert lease_manifest(3, "h")["metadata"]["name"] == LEASE
+    policy = policy_manifest("o'brien\\x")["spec"]
+    assert policy["failurePolicy"] == "Fail"
+    condition = policy["matchConditions"][0]["expression"]
+    assert condition == "request.userInfo.username == 'o\\'brien\\\\x'"

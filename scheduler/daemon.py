@@ -284,22 +284,7 @@ class Daemon:
         settings, backend = self._settings, self._backend
         solver = SolverProcess()
         conductor = Conductor(
-            CycleContext(
-                store=DatabaseCycleStore(
-                    self.database,
-                    self.epoch,
-                    self._ids,
-                    settings.placement.terms,
-                    self._profile.sees,
-                ),
-                solver=solver,
-                profile=self._profile,
-                effort=settings.cycle.effort,
-                seed=settings.cycle.seed,
-                hard_limit_s=settings.cycle.hard_limit_s,
-                clock=self._clock,
-                rejected_plans=settings.store.data_dir / "rejected-plans",
-            ),
+            self._cycle_context(solver),
             Pace(settings.cycle.batch_window_s, settings.cycle.rest_ratio),
             finished=lambda report: self._cycle_finished(report, applier),
         )
@@ -355,6 +340,25 @@ class Daemon:
                 ("execute", execute()),
                 ("lease", self._keep_lease()),
             ),
+        )
+
+    def _cycle_context(self, solver: SolverProcess) -> CycleContext:
+        settings = self._settings
+        return CycleContext(
+            store=DatabaseCycleStore(
+                self.database,
+                self.epoch,
+                self._ids,
+                settings.placement.terms,
+                self._profile.sees,
+            ),
+            solver=solver,
+            profile=self._profile,
+            effort=settings.cycle.effort,
+            seed=settings.cycle.seed,
+            hard_limit_s=settings.cycle.hard_limit_s,
+            clock=self._clock,
+            rejected_plans=settings.store.data_dir / "rejected-plans",
         )
 
     def _app(self, parts: _Parts) -> Application:

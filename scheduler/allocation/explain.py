@@ -19,7 +19,6 @@ from scheduler.allocation.limits import Quotas, Reserves
 from scheduler.allocation.reach import Reach, Reaches, View, fits_when_empty
 from scheduler.model.columns import Ints
 from scheduler.model.counting import emptied
-from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape, WaitingJob
 from scheduler.model.plan import (
     FunnelStep,
@@ -122,7 +121,7 @@ class Explainer:
 
     def _found(self, shape: JobShape, later: Reaches) -> _Found:
         view = later.view(shape)
-        verdict = _judge(view, self._snapshot, self._when_empty)
+        verdict = _judge(view, self._when_empty)
         outbid = later is not self._before and bool(verdict.reasons) and self._starts(shape)
         return _Found(view, verdict, outbid)
 
@@ -233,18 +232,17 @@ def _measure(shape: JobShape) -> str:
     return "gpus" if shape.gpu_milli_total else "cpu_milli"
 
 
-def _judge(view: View, snapshot: Snapshot, when_empty: Reaches) -> Verdict:
+def _judge(view: View, when_empty: Reaches) -> Verdict:
     """Why a shape cannot start on what is free, as if it were alone."""
     shape, reach = view.shape, view.reach
     funnel = tuple(_funnel(view))
     if view.starts():
         return Verdict((), funnel)
-    if not fits_when_empty(shape, when_empty):
-        impossible = never_fits(shape, tuple(snapshot.nodes.values()))
-        if impossible is None and reach.tolerated and reach.kept_off.size:
-            impossible = _tainted(reach, shape)
-        if impossible is not None:
-            return Verdict((impossible,), funnel)
+    fits, impossible = fits_when_empty(shape, when_empty)
+    if not fits and impossible is None and reach.tolerated and reach.kept_off.size:
+        impossible = _tainted(reach, shape)
+    if impossible is not None:
+        return Verdict((impossible,), funnel)
     if not reach.rows.size:
         return Verdict((_no_usable_node(reach, shape),), funnel)
     return Verdict(tuple(_shortages(view)), funnel)

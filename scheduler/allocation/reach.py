@@ -14,7 +14,9 @@ import numpy as np
 from scheduler.allocation.groups import Fits, Places
 from scheduler.model.columns import Floats, Free, Ints, NodeTable
 from scheduler.model.counting import in_domains, in_pool, model_codes, of_pool, offering
+from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape, Topology, Worker
+from scheduler.model.plan import Reason
 from scheduler.model.quantity import WHOLE_GPU_MILLI
 from scheduler.model.site import ANYWHERE
 
@@ -142,25 +144,26 @@ class Reaches:
         return View(shape, self._known[key])
 
 
-def fits_when_empty(shape: JobShape, when_empty: Reaches) -> bool:
-    """Whether the shape could start if nothing ran and all nodes and GPUs were well.
+def fits_when_empty(shape: JobShape, when_empty: Reaches) -> tuple[bool, Reason | None]:
+    """Whether the shape could start if nothing ran and all were well; why not, if that is proved.
 
     Args:
         shape: what the gang asks.
         when_empty: reaches into `emptied` of the table, closed nodes too. They are asked only about
             shapes that are new to the table.
     """
-    known = _verdicts_when_empty(when_empty.free.table)
-    fits = known.get(shape)
-    if fits is None:
+    table = when_empty.free.table
+    known = _known_of(table)
+    if shape not in known:
         if len(known) >= _SHAPES_KEPT:
             known.clear()
-        fits = known[shape] = when_empty.view(shape).starts()
-    return fits
+        fits = when_empty.view(shape).starts()
+        known[shape] = fits, None if fits else never_fits(shape, table.nodes)
+    return known[shape]
 
 
 @lru_cache(maxsize=2)
-def _verdicts_when_empty(table: NodeTable) -> dict[JobShape, bool]:
+def _known_of(table: NodeTable) -> dict[JobShape, tuple[bool, Reason | None]]:
     """What is known of `table`. Few tables: every cordon makes a new one, and each is large."""
     del table  # the key
     return {}

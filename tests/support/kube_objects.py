@@ -117,12 +117,6 @@ def training_pod(number: int) -> Raw:
     """One of a template's pods with all that a real server adds: about 3.5 KiB of JSON."""
     name = f"llama-pretrain-worker-{number:05d}"
     uid = f"3f2a9c1e-7d4b-4c8a-9e21-{number:012d}"
-    mounts = [
-        {"name": "dshm", "mountPath": "/dev/shm"},
-        {"name": "data", "mountPath": "/data", "readOnly": True},
-        {"name": "kube-api-access-x7k2p", "mountPath": "/var/run/secrets", "readOnly": True},
-    ]
-    resources = {"cpu": "12", "memory": "180Gi", "nvidia.com/gpu": "1", "rdma/hca": "1"}
     return {
         "metadata": {
             "name": name,
@@ -148,85 +142,99 @@ def training_pod(number: int) -> Raw:
             ],
             "finalizers": ["batch.kubernetes.io/job-tracking"],
         },
-        "spec": {
-            "volumes": [
-                {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}},
-                {"name": "data", "hostPath": {"path": "/mnt/data", "type": "Directory"}},
-                {
-                    "name": "kube-api-access-x7k2p",
-                    "projected": {
-                        "sources": [
-                            {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
-                            {"configMap": {"name": "kube-root-ca.crt"}},
-                        ],
-                        "defaultMode": 420,
-                    },
-                },
-            ],
-            "containers": [
-                {
-                    "name": "trainer",
-                    "image": "registry.example.org/research/llama-pretrain:2026-10-28",
-                    "command": ["torchrun", "--nnodes=64", "--nproc-per-node=1", "train.py"],
-                    "env": [
-                        {"name": "NCCL_DEBUG", "value": "INFO"},
-                        {"name": "NCCL_SOCKET_IFNAME", "value": "=eth0"},
-                        {"name": "PET_MASTER_ADDR", "value": "llama-pretrain-worker-0.llama"},
+        "spec": _training_spec(number),
+        "status": _training_status(number),
+    }
+
+
+def _training_spec(number: int) -> Raw:
+    mounts = [
+        {"name": "dshm", "mountPath": "/dev/shm"},
+        {"name": "data", "mountPath": "/data", "readOnly": True},
+        {"name": "kube-api-access-x7k2p", "mountPath": "/var/run/secrets", "readOnly": True},
+    ]
+    resources = {"cpu": "12", "memory": "180Gi", "nvidia.com/gpu": "1", "rdma/hca": "1"}
+    return {
+        "volumes": [
+            {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}},
+            {"name": "data", "hostPath": {"path": "/mnt/data", "type": "Directory"}},
+            {
+                "name": "kube-api-access-x7k2p",
+                "projected": {
+                    "sources": [
+                        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+                        {"configMap": {"name": "kube-root-ca.crt"}},
                     ],
-                    "resources": {"limits": dict(resources), "requests": dict(resources)},
-                    "volumeMounts": mounts,
-                    "terminationMessagePath": "/dev/termination-log",
-                    "terminationMessagePolicy": "File",
-                    "imagePullPolicy": "IfNotPresent",
-                }
-            ],
-            "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": 120,
-            "dnsPolicy": "ClusterFirst",
-            "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
-            "serviceAccountName": "trainer",
-            "serviceAccount": "trainer",
-            "nodeName": f"gpu-node-{number % 500:04d}",
-            "securityContext": {"runAsUser": 1000, "fsGroup": 1000},
-            "schedulerName": "haversack",
-            "tolerations": [
-                {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
-                {
-                    "key": "node.kubernetes.io/not-ready",
-                    "operator": "Exists",
-                    "effect": "NoExecute",
-                    "tolerationSeconds": 300,
+                    "defaultMode": 420,
                 },
-                {
-                    "key": "node.kubernetes.io/unreachable",
-                    "operator": "Exists",
-                    "effect": "NoExecute",
-                    "tolerationSeconds": 300,
-                },
-            ],
-            "priority": 1000,
-            "preemptionPolicy": "PreemptLowerPriority",
-        },
-        "status": {
-            "phase": "Running",
-            "conditions": [
-                {"type": kind, "status": "True", "lastTransitionTime": "2026-11-01T10:00:05Z"}
-                for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")
-            ],
-            "hostIP": "10.0.12.7",
-            "podIP": f"10.128.{number // 250 % 250}.{number % 250}",
-            "startTime": "2026-11-01T10:00:02Z",
-            "qosClass": "Guaranteed",
-            "containerStatuses": [
-                {
-                    "name": "trainer",
-                    "ready": True,
-                    "restartCount": 0,
-                    "image": "registry.example.org/research/llama-pretrain:2026-10-28",
-                    "imageID": "registry.example.org/research/llama-pretrain@sha256:" + "9f" * 32,
-                    "containerID": "containerd://" + f"{number:064x}",
-                    "state": {"running": {"startedAt": "2026-11-01T10:00:04Z"}},
-                }
-            ],
-        },
+            },
+        ],
+        "containers": [
+            {
+                "name": "trainer",
+                "image": "registry.example.org/research/llama-pretrain:2026-10-28",
+                "command": ["torchrun", "--nnodes=64", "--nproc-per-node=1", "train.py"],
+                "env": [
+                    {"name": "NCCL_DEBUG", "value": "INFO"},
+                    {"name": "NCCL_SOCKET_IFNAME", "value": "=eth0"},
+                    {"name": "PET_MASTER_ADDR", "value": "llama-pretrain-worker-0.llama"},
+                ],
+                "resources": {"limits": dict(resources), "requests": dict(resources)},
+                "volumeMounts": mounts,
+                "terminationMessagePath": "/dev/termination-log",
+                "terminationMessagePolicy": "File",
+                "imagePullPolicy": "IfNotPresent",
+            }
+        ],
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 120,
+        "dnsPolicy": "ClusterFirst",
+        "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+        "serviceAccountName": "trainer",
+        "serviceAccount": "trainer",
+        "nodeName": f"gpu-node-{number % 500:04d}",
+        "securityContext": {"runAsUser": 1000, "fsGroup": 1000},
+        "schedulerName": "haversack",
+        "tolerations": [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+            {
+                "key": "node.kubernetes.io/not-ready",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": 300,
+            },
+            {
+                "key": "node.kubernetes.io/unreachable",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": 300,
+            },
+        ],
+        "priority": 1000,
+        "preemptionPolicy": "PreemptLowerPriority",
+    }
+
+
+def _training_status(number: int) -> Raw:
+    return {
+        "phase": "Running",
+        "conditions": [
+            {"type": kind, "status": "True", "lastTransitionTime": "2026-11-01T10:00:05Z"}
+            for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+        ],
+        "hostIP": "10.0.12.7",
+        "podIP": f"10.128.{number // 250 % 250}.{number % 250}",
+        "startTime": "2026-11-01T10:00:02Z",
+        "qosClass": "Guaranteed",
+        "containerStatuses": [
+            {
+                "name": "trainer",
+                "ready": True,
+                "restartCount": 0,
+                "image": "registry.example.org/research/llama-pretrain:2026-10-28",
+                "imageID": "registry.example.org/research/llama-pretrain@sha256:" + "9f" * 32,
+                "containerID": "containerd://" + f"{number:064x}",
+                "state": {"running": {"startedAt": "2026-11-01T10:00:04Z"}},
+            }
+        ],
     }

@@ -293,11 +293,16 @@ class ApiServer:
                 await self._renew(sent)
             if reply.status >= _REFUSED:
                 raise _refusal(reply, await reply.read())
-            async for chunk in reply.content.iter_any():
-                *whole, rest = (rest + chunk).split(b"\n")
-                for line in whole:
-                    if line:
-                        yield line
+            try:
+                async for chunk in reply.content.iter_any():
+                    *whole, rest = (rest + chunk).split(b"\n")
+                    for line in whole:
+                        if line:
+                            yield line
+            finally:
+                # Whoever leaves a watch does not wait for the server's TLS farewell.
+                if reply.connection is not None and reply.connection.transport is not None:
+                    reply.connection.transport.abort()
 
     async def _ask(
         self,

@@ -11,6 +11,7 @@ from support.kubernetes.ground import At, Ground
 from support.kubernetes.resources import EVENTS, NODES, PRIORITY_CLASSES
 
 GATE = "haversack.dev/placement"
+GPU_COUNT = {"resourceFieldRef": {"resource": "limits.nvidia.com/gpu"}}
 
 
 def test_a_new_pod_has_what_the_server_adds(ground: Ground) -> None:
@@ -50,6 +51,7 @@ def test_a_gated_pod_says_so(ground: Ground) -> None:
         ({"priority": 5}, 403),
         ({"priorityClassName": "no-such-class"}, 403),
         ({"gates": [GATE], "nodeName": "n1"}, 422),
+        ({"env": [{"name": "N", "valueFrom": GPU_COUNT}]}, 422),
     ],
 )
 def test_a_pod_that_is_refused(ground: Ground, fields: dict[str, Any], code: int) -> None:

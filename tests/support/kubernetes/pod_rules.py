@@ -12,6 +12,11 @@ SCHEDULED = "PodScheduled"
 TERMINAL = ("Succeeded", "Failed")
 _NO_EXECUTE_SECONDS = 300
 _TOPOLOGY_LABELS = ("topology.kubernetes.io/zone", "topology.kubernetes.io/region")
+_KNOWN_AMOUNTS = tuple(
+    f"{part}.{name}"
+    for part in ("limits", "requests")
+    for name in ("cpu", "ephemeral-storage", "memory")
+)
 _FIXED = (
     "pod updates may not change fields other than `spec.containers[*].image`,"
     "`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only "
@@ -51,6 +56,7 @@ def created(document: Json, classes: Iterable[Json], now: str) -> Json:
     for field in ("containers", "initContainers"):
         if field in spec:
             spec[field] = [_container(container) for container in spec[field]]
+            _check_environment(name, f"spec.{field}", spec[field])
     spec["tolerations"] = _tolerations(spec.get("tolerations") or [])
     spec |= _priority(name, sent, list(classes))
     status: Json = {"phase": "Pending", "qosClass": _service_class(spec["containers"])}
@@ -71,6 +77,18 @@ def _container(sent: Json) -> Json:
         requests = {**limits, **(container["resources"].get("requests") or {})}
         container["resources"] = {**container["resources"], "requests": requests}
     return container
+
+
+def _check_environment(name: str, path: str, containers: list[Json]) -> None:
+    """A container can learn its CPU and memory, but not its extended resources."""
+    for place, container in enumerate(containers):
+        for at, entry in enumerate(container.get("env") or ()):
+            source = (entry.get("valueFrom") or {}).get("resourceFieldRef")
+            if source is not None and source["resource"] not in _KNOWN_AMOUNTS:
+                field = f"{path}[{place}].env[{at}].valueFrom.resourceFieldRef.resource"
+                supported = ", ".join(f'"{one}"' for one in _KNOWN_AMOUNTS)
+                why = f'Unsupported value: "{source["resource"]}": supported values: {supported}'
+                raise invalid("Pod", name, field, why)
 
 
 def _tolerations(sent: list[Json]) -> list[Json]:

@@ -10,11 +10,9 @@ synced to disk and everything lies in a throw-away folder. There is no kubelet, 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import re
-import signal
 import socket
 import ssl
 import subprocess
@@ -27,6 +25,7 @@ from typing import Any
 
 import yaml
 from support.folders import quick_folder
+from support.kubernetes.containers import die_with_parent
 
 from scheduler.execution.kubernetes.access import Access
 
@@ -122,7 +121,7 @@ class ControlPlane:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call, its library loaded before
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call, its library loaded before
             )
         self._running[name] = process
         self.pids[name] = process.pid
@@ -323,12 +322,3 @@ def _openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], check=True, capture_output=True)
     except FileNotFoundError as error:
         raise NoControlPlaneError("openssl, which makes the signing key, is not here") from error
-
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process when a session that was killed cannot."""
-    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from support.clusters import NOW, make_job, make_node, occupy, shape, snapshot_of
 
+from scheduler.allocation.explain import explain
 from scheduler.allocation.verify import Kind, Severity, check_safety, verify
 from scheduler.model.job import JobShape, WaitingJob
 from scheduler.model.node import PriceClass
@@ -141,7 +142,8 @@ def test_only_those_are_evicted_who_may_be_and_are_not_leaving() -> None:
 def test_a_reservation_may_be_worth_something() -> None:
     view = snapshot(make_job("0", shape(8)), live=[occupy(A, [0])])
     kept = Reservation(JobId("j-0"), (A.id,), NOW, value=4.0)
-    plan = Plan(view.revision, reservations=(kept,), value=4.0, bound=9.0)
+    told = explain(view, (), NOW)
+    plan = Plan(view.revision, reservations=(kept,), waiting=told, value=4.0, bound=9.0)
     assert check_safety(plan, view, NOW) == ()
     worthless = replace(plan, reservations=())
     assert {v.kind for v in check_safety(worthless, view, NOW)} == {Kind.VALUE}

@@ -32,10 +32,10 @@ AGE_SHARE = 0.1
 AGE_S = 3_600.0
 PRIORITY_NEUTRAL = 50
 VALUE_PER_GPU_S = 4e-5
-"""What a second of a GPU is worth that a restart wastes. It is taken from whoever is last among those
-that run: jobs of more than 100 GPU hours, worth some 0.02 a GPU, over the 450 s for which a newcomer
-is in its first level. More of it shields long jobs from those in the middle levels, which then wait
-for hours (docs/guide/simulate.md has the figures)."""
+"""What a second of a GPU is worth that a restart wastes. It is taken from whoever is last among
+those that run: jobs of more than 100 GPU hours, worth some 0.02 a GPU, over the 450 s for which a
+newcomer is in its first level. With more, large jobs that were stopped cannot take their place back
+from long ones, and wait for hours (docs/adr/0008 has the figures)."""
 
 
 class ServiceValue:

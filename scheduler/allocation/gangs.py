@@ -40,32 +40,24 @@ class Gang:
 
 def gang_of(entry: OrderedJob) -> Gang:
     """The gang of an ordered job."""
-    return _gang(entry, entry.job.shape.worker)
+    return Gang(entry.job, entry.rank, entry.value, *_cut(entry.job.shape))
 
 
 def gangs_of(ordered: Sequence[OrderedJob]) -> tuple[Gang, ...]:
     """One gang for each job, in queue order. O(jobs)."""
-    # Jobs of one class have one shape, and a string is found faster than a worker is made.
-    workers: dict[str, Worker] = {}
+    # Jobs of one class have one shape, and a string is found faster than a shape is cut.
+    known: dict[str, tuple[Worker, int, int, int, bool]] = {}
     gangs = []
     for entry in ordered:
-        worker = workers.get(entry.job.class_key)
-        if worker is None:
-            worker = workers[entry.job.class_key] = entry.job.shape.worker
-        gangs.append(_gang(entry, worker))
+        cut = known.get(entry.job.class_key)
+        if cut is None:
+            cut = known[entry.job.class_key] = _cut(entry.job.shape)
+        gangs.append(Gang(entry.job, entry.rank, entry.value, *cut))
     return tuple(gangs)
 
 
-def _gang(entry: OrderedJob, worker: Worker) -> Gang:
-    shape = entry.job.shape
+def _cut(shape: JobShape) -> tuple[Worker, int, int, int, bool]:
+    """A gang's worker, how many there are at least and at most, tasks of each, and one rack."""
     each = shape.tasks_per_worker
-    return Gang(
-        entry.job,
-        entry.rank,
-        entry.value,
-        worker,
-        shape.tasks // each,
-        shape.tasks_max // each,
-        each,
-        shape.topology is Topology.SAME_RACK,
-    )
+    one_rack = shape.topology is Topology.SAME_RACK
+    return shape.worker, shape.tasks // each, shape.tasks_max // each, each, one_rack

@@ -38,25 +38,18 @@ def place(
 
 def placement_of(table: NodeTable, gang: Gang, loads: Loads, worth: Worth, stage: str) -> Placement:
     """One gang's placement."""
-    per_task, milli = gang.shape.per_task, gang.shape.gpu_milli or WHOLE_GPU_MILLI
-    each = 1 if gang.shape.gpu_milli else per_task.gpus
+    shape = gang.job.shape
+    each = 1 if shape.gpu_milli else shape.per_task.gpus
+    cpu, memory = shape.per_task.cpu_milli, shape.per_task.memory_mib
+    milli, extras = shape.gpu_milli or WHOLE_GPU_MILLI, shape.extras
     tasks: list[TaskPlacement] = []
     loads = _in_rank_order(loads)
     for load in loads:
         node = table.nodes[load.row]
         ids = _gpu_ids(node, load.gpus)
         for number in range(load.workers * gang.tasks_per_worker):
-            tasks.append(
-                TaskPlacement(
-                    len(tasks),
-                    node.id,
-                    ids[number * each : (number + 1) * each],
-                    per_task.cpu_milli,
-                    per_task.memory_mib,
-                    milli,
-                    gang.shape.extras,
-                )
-            )
+            here = ids[number * each : (number + 1) * each]
+            tasks.append(TaskPlacement(len(tasks), node.id, here, cpu, memory, milli, extras))
     return Placement(
         gang.job.id, tuple(tasks), worth.of(gang, loads), f"{stage}; {_why(table, gang, loads)}"
     )

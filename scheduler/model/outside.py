@@ -64,7 +64,8 @@ class OutsideStore(Protocol):
     async def adopt(self, gangs: Sequence[OutsideGang], now: UtcSeconds) -> Mapping[str, JobId]:
         """Put gangs into the queue as jobs of origin `kubernetes`; the job of each key.
 
-        Idempotent: a key that is known makes no second job (I15).
+        Idempotent: a key that is known makes no second job (I15). One that was withdrawn before
+        anything of it was started is not known any more.
         """
         ...
 

@@ -6,10 +6,9 @@ through in Python, and those that fit are written together. The guards in the st
 indexes still have the last word: where one objects, nothing of that remains, and the placements are
 written one by one, each in its own savepoint, so that each stands or falls alone and whole (I7).
 
-Sites and further resources (`TaskPlacement.extras`) are not looked at again, and have no guard: the
-daemon's `check_safety`, on the snapshot that the plan was made from, is what holds for them. Nobody
-but the leader gives any of them out, and what changes outside meanwhile is settled outside: whoever
-starts a task there refuses one that no longer fits.
+Sites and further resources (`TaskPlacement.extras`) have no guard in SQL. Labels and taints are
+compared again here; further resources only on nodes that changed since the plan was made: on all
+others the daemon's `check_safety`, on the plan's own snapshot, is what holds for them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 from sqlalchemy import BigInteger, Row, bindparam, case, func, or_, select
 
 from scheduler.errors import InvalidRequestError
-from scheduler.jobspec import parse_job_json
 from scheduler.model.job import JobShape, Topology, WaitingJob
 from scheduler.model.lifecycle import JobState
 from scheduler.model.node import Gpu, Health, Node, PriceClass
@@ -28,6 +27,7 @@ from scheduler.model.quantity import (
 from scheduler.model.snapshot import LiveAttempt, SnapshotDelta
 from scheduler.store import codec
 from scheduler.store.attempts import LIVE
+from scheduler.store.documents import program
 from scheduler.store.tables import attempts, gpus, jobs, nodes
 from scheduler.store.transaction import Transaction
 
@@ -238,7 +238,7 @@ def _limit_s(document: str) -> float | None:
     A document that cannot be read says nothing here: it is quarantined when it is placed.
     """
     try:
-        return parse_job_json(document)[0].max_runtime_s
+        return program(document).max_runtime_s
     except InvalidRequestError:
         return None
 

@@ -3,7 +3,9 @@
 A real store (SQLite, synchronous FULL) with nodes of 8 GPUs, and one-task gangs. Each step is timed
 alone, in the sizes that a daemon works in: what one look at the cluster brings is adopted at once,
 plans hold at most `placements_max`, as many launches are claimed as may be in flight, and their
-receipts come in together. A miss of the threshold exits 1.
+receipts come in together. The rates are those of one core that does nothing else: work divided by
+the CPU time of this process. Those by the clock stand beside them, and depend on what else runs and
+on the disk. A miss of the threshold exits 1.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Pass:
     """One pass of gangs through a store of its own.
 
     Attributes:
-        seconds: what each step took, by its name.
+        took: CPU seconds and seconds of the clock of each step, by its name.
     """
 
     folder: Path
@@ -60,13 +62,15 @@ class Pass:
     gangs: int
     in_flight: int
     clock: SystemClock = field(default_factory=SystemClock)
-    seconds: dict[str, float] = field(default_factory=dict)
+    took: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
-        started = time.perf_counter()
+        worked, began = time.process_time(), time.perf_counter()
         yield
-        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+        worked, passed = time.process_time() - worked, time.perf_counter() - began
+        before = self.took.get(step, (0.0, 0.0))
+        self.took[step] = (before[0] + worked, before[1] + passed)
 
     async def run(self) -> None:
         """Take every gang from outside to its settled launch."""
@@ -131,16 +135,18 @@ def measure(folder: Path, *, nodes: int, gangs: int, in_flight: int, passes: int
         replace(virtual_node(f"v{number:05}", GPUS), extras=(("pods", PODS_MAX),))
         for number in range(nodes)
     ]
-    best: dict[str, float] = {}
+    best: dict[str, tuple[float, float]] = {}
     for number in range(passes):
         one = Pass(folder / str(number), made, gangs, in_flight)
         asyncio.run(one.run())
-        for step, seconds in one.seconds.items():
-            best[step] = min(seconds, best.get(step, seconds))
-    for step, seconds in best.items():
-        _say(f"{step:8} {gangs / seconds:8.0f} jobs/s (at least {RATE_MIN:.0f})")
-    _say(f"{'together':8} {gangs / sum(best.values()):8.0f} jobs/s")
-    return all(gangs / seconds >= RATE_MIN for seconds in best.values())
+        for step, took in one.took.items():
+            best[step] = min(took, best.get(step, took))
+    _say(f"{'jobs/s':8} {'one core':>9} {'clock':>9}   at least {RATE_MIN:.0f} on one core")
+    for step, (worked, passed) in best.items():
+        _say(f"{step:8} {gangs / worked:9.0f} {gangs / passed:9.0f}")
+    worked, passed = (sum(each) for each in zip(*best.values(), strict=True))
+    _say(f"{'together':8} {gangs / worked:9.0f} {gangs / passed:9.0f}")
+    return all(gangs / worked >= RATE_MIN for worked, _ in best.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -51,7 +51,7 @@ class BindOutcome(StrEnum):
     GATED = "gated"
     """It has scheduling gates."""
     REFUSED = "refused"
-    """Our rights or somebody's policy forbid it."""
+    """Somebody's admission policy forbids it."""
     REFUSED_STALE = "refused-stale"
     """The fence refused it: another leader has taken over."""
     NOT_DONE = "not-done"
@@ -244,14 +244,17 @@ class Binder:
             return BindResult(binding, BindOutcome.GONE, error.message)
         if error.conflict:
             return await self._look(binding, BindOutcome.NOT_DONE, error.message)
-        if is_stale(error):
+        if is_stale(error) or (self._fence is not None and self._fence.refused(error)):
             return await self._stale(binding, error)
+        if error.unauthorized or error.lacks_rights:
+            # That is no fault of this pod, and no reason to give up its gang.
+            return BindResult(binding, BindOutcome.NOT_DONE, error.message)
         return BindResult(binding, BindOutcome.REFUSED, error.message)
 
     async def _stale(self, binding: Binding, error: RejectedError) -> BindResult:
-        """The fence refused it: we are stale, unless an API server has not seen our epoch yet."""
+        """The fence refused it: are we stale, or has an API server not seen our epoch yet?"""
         if self._fence is None:
-            return BindResult(binding, BindOutcome.REFUSED, error.message)
+            return BindResult(binding, BindOutcome.NOT_DONE, error.message)
         try:
             at = await self._fence.read_epoch()
         except HaversackError as unread:

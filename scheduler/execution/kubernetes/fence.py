@@ -219,6 +219,11 @@ class Fence:
         """
         return max(store_epoch, await self.read_epoch()) + 1
 
+    def refused(self, error: RejectedError) -> bool:
+        """Whether our policy refused a binding, for a stale epoch or because the Lease is gone."""
+        ours = f"'{policy_name(self._namespace)}'" in error.message
+        return ours and (error.invalid or error.forbidden)
+
     async def publish(self, epoch: int) -> None:
         """Make `epoch` the one that may bind. Repeating it does no harm.
 

@@ -58,9 +58,19 @@ class RejectedError(HaversackError):
         self.message = message
 
     @property
+    def unauthorized(self) -> bool:
+        """It does not know who we are."""
+        return self.status == _UNAUTHORIZED
+
+    @property
     def forbidden(self) -> bool:
         """Our rights do not cover it, or an admission policy refused it."""
         return self.status == _FORBIDDEN
+
+    @property
+    def lacks_rights(self) -> bool:
+        """Our rights do not cover it; no admission policy was asked."""
+        return self.forbidden and ' resource "' in self.message and " cannot " in self.message
 
     @property
     def missing(self) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from support.kubernetes import objects
 from support.kubernetes.client import JSON_PATCH, STRATEGIC, Client
 from support.kubernetes.ground import At, Ground
-from support.kubernetes.resources import EVENTS, NODES, PRIORITY_CLASSES
+from support.kubernetes.resources import DEFINITIONS, EVENTS, NODES, PRIORITY_CLASSES, Resource
 
 GATE = "haversack.dev/placement"
 GPU_COUNT = {"resourceFieldRef": {"resource": "limits.nvidia.com/gpu"}}
@@ -373,5 +374,63 @@ def test_strangers_and_the_powerless(ground: Ground) -> None:
             async with Client(powerless) as client:
                 refused = await client.get(at.pods())
                 assert (refused.status, refused.body["reason"]) == (403, "Forbidden")
+
+    ground.run(act)
+
+
+def test_types_of_others(ground: Ground) -> None:
+    async def act(at: At) -> None:
+        group = f"{at.namespace}.example.org"
+        definition = {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": f"gangs.{group}"},
+            "spec": {
+                "group": group,
+                "scope": "Namespaced",
+                "names": {"plural": "gangs", "singular": "gang", "kind": "Gang"},
+                "versions": [
+                    {
+                        "name": "v1",
+                        "served": True,
+                        "storage": True,
+                        "subresources": {"status": {}},
+                        "schema": {
+                            "openAPIV3Schema": {
+                                "type": "object",
+                                "x-kubernetes-preserve-unknown-fields": True,
+                            }
+                        },
+                    }
+                ],
+            },
+        }
+        (await at.client.post(DEFINITIONS.path(), definition)).ok()
+        gangs = Resource(group, "v1", "gangs", "Gang", custom=True)
+        async with asyncio.timeout(30):
+            while (await at.client.get(at.path(gangs))).status == 404:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.1)
+        served = (await at.client.get(f"/apis/{group}/v1")).ok()
+        assert "gangs" in [one["name"] for one in served["resources"]]
+        made = {
+            "apiVersion": f"{group}/v1",
+            "kind": "Gang",
+            "metadata": {"name": "g"},
+            "spec": {"size": 3},
+            "status": {"phase": "Dreamt"},
+        }
+        stored = (await at.client.post(at.path(gangs), made)).ok()
+        assert "status" not in stored
+        told = {"spec": {"size": 9}, "status": {"phase": "Waiting"}}
+        taken = (await at.client.patch(at.path(gangs, "g", "status"), told)).ok()
+        assert (taken["spec"], taken["status"]) == ({"size": 3}, {"phase": "Waiting"})
+        assert (await at.client.patch(at.path(gangs, "g"), told, STRATEGIC)).status == 415
+        grown = (await at.client.patch(at.path(gangs, "g"), {"spec": {"size": 4}})).ok()
+        assert grown["metadata"]["generation"] == 2
+        (listed,) = (await at.client.get(at.path(gangs))).ok()["items"]
+        assert listed["kind"] == "Gang"
+        unguarded = {**made, "spec": {"size": 5}}
+        assert (await at.client.put(at.path(gangs, "g"), unguarded)).status == 422
+        (await at.client.delete(DEFINITIONS.path("", f"gangs.{group}"))).ok()
 
     ground.run(act)

@@ -10,7 +10,8 @@ from scheduler.model.job import Topology
 from scheduler.model.lifecycle import EndCause, JobEvent
 from scheduler.model.node import Health, Node, PriceClass
 from scheduler.model.quantity import SYSTEM_TENANT, JobId, NodeId, Resources, UtcSeconds
-from scheduler.model.snapshot import Snapshot
+from scheduler.model.site import Effect, Taint
+from scheduler.model.snapshot import Snapshot, SnapshotDelta
 from scheduler.store import tables
 from scheduler.store.attempts import End, close_attempt, stop_job
 from scheduler.store.database import Database, Transaction
@@ -31,9 +32,61 @@ def _full(database: Database) -> Snapshot:
     return Snapshot().apply(database.read_sync(lambda tx: load_delta(tx, 0)))
 
 
+def _since(database: Database, revision: int) -> SnapshotDelta:
+    return database.read_sync(lambda tx: load_delta(tx, revision))
+
+
 def test_nodes_come_back_equal(database: Database) -> None:
     assert _sync(database, [B, A]) == 2
     assert list(_full(database).nodes.values()) == [A, B]
+
+
+def test_labels_taints_and_further_resources_come_back_equal(database: Database) -> None:
+    taints = (Taint("gpu", "true", Effect.NO_SCHEDULE), Taint("x", "", Effect.NO_EXECUTE))
+    used = replace(A.gpus[1], external=True)
+    guest = replace(
+        A,
+        labels=(("host", "a"), ("zone", "ü")),
+        taints=taints,
+        extras=(("pods", 110), ("port:TCP:80", 0)),
+        gpus=(A.gpus[0], used, *A.gpus[2:]),
+    )
+    assert _sync(database, [guest, B]) == 2
+    view = _full(database)
+    assert list(view.nodes.values()) == [guest, B]
+    assert _sync(database, [guest, B], NOW + 5) == 0
+    changes = (
+        replace(guest, labels=(("host", "a"),)),
+        replace(guest, taints=taints[:1]),
+        replace(guest, extras=(("pods", 109),)),
+        replace(guest, gpus=A.gpus),
+    )
+    for changed in changes:
+        assert _sync(database, [changed, B]) == 1
+        delta = _since(database, view.revision)
+        assert delta.nodes == (changed,)
+        view = view.apply(delta)
+        assert view == _full(database)
+        assert _sync(database, [guest, B]) == 1
+
+
+def test_what_a_task_holds_of_further_resources_comes_back(
+    database: Database, ids: SequentialIds, clock: ManualClock
+) -> None:
+    task = replace(task_placement(A, (2,)), extras=(("pods", 1), ("port:TCP:80", 1_000)))
+
+    def start(tx: Transaction) -> None:
+        sync_nodes(tx, [replace(A, extras=(("pods", 4),))], now=NOW)
+        insert_job(tx, "j-0")
+        epoch = acquire(tx, "me", 10, clock.now())
+        commit(tx, [placement("j-0", task)], epoch=epoch, ids=ids)
+
+    database.write_sync(start)
+    view = _full(database)
+    (live,) = view.live.values()
+    assert live.tasks == (task,)
+    assert view.columns.free.amount_of("pods").tolist() == [3]
+    assert view.columns.free.amount_of("port:TCP:80").tolist() == [0]
 
 
 def test_syncing_the_same_again_moves_no_revision(database: Database) -> None:

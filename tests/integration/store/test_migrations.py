@@ -6,13 +6,19 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from support.builders import NOW, node
 from support.clock import ManualClock
 from support.store import insert_job, job_row
 
 from scheduler.errors import ConfigurationError
+from scheduler.model.quantity import JobId
+from scheduler.model.site import ANYWHERE
+from scheduler.model.snapshot import Snapshot
 from scheduler.settings import StoreSettings
 from scheduler.store import schema, tables
 from scheduler.store.database import Database, Transaction
+from scheduler.store.inventory import sync_nodes
+from scheduler.store.snapshot import load_delta
 
 
 def _indexes(connection: sa.Connection) -> dict[str, str]:
@@ -103,6 +109,28 @@ def test_an_older_schema_is_brought_up_and_keeps_its_rows(store_settings: StoreS
     database.close()
     database = Database.open(store_settings, clock=ManualClock())
     assert database.read_sync(look) == before
+    database.close()
+
+
+def test_jobs_and_nodes_from_before_sites_may_sit_anywhere(store_settings: StoreSettings) -> None:
+    def look(tx: Transaction) -> Snapshot:
+        return Snapshot().apply(load_delta(tx, 0))
+
+    database = Database.open(store_settings, clock=ManualClock())
+    database.write_sync(lambda tx: insert_job(tx, "j-0"))
+    database.write_sync(lambda tx: sync_nodes(tx, [node("a")], now=NOW))
+    before = database.read_sync(look)
+    database.write_sync(lambda tx: command.downgrade(schema.alembic_config(tx.connection), "0002"))
+    columns = database.read_sync(
+        lambda tx: {column["name"] for column in sa.inspect(tx.connection).get_columns("nodes")}
+    )
+    assert columns.isdisjoint({"labels", "taints", "extras"})
+    database.close()
+    database = Database.open(store_settings, clock=ManualClock())
+    after = database.read_sync(look)
+    assert (after.nodes, after.waiting) == (before.nodes, before.waiting)
+    assert list(after.nodes.values()) == [node("a")]
+    assert after.waiting[JobId("j-0")].shape.site == ANYWHERE
     database.close()
 
 

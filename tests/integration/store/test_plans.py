@@ -150,6 +150,7 @@ def test_what_no_longer_fits_is_refused_and_the_rest_stays(
         ("UPDATE nodes SET present = false WHERE name = 'n0'", "node n-n0 has left"),
         ("UPDATE gpus SET cordoned = true", "GPU GPU-n0-0 of node n0 is cordoned"),
         ("UPDATE gpus SET health = 'unknown'", "GPU GPU-n0-0 of node n0 is unknown"),
+        ("UPDATE gpus SET external = true", "GPU GPU-n0-0 of node n0 is in use by others"),
         ("UPDATE gpus SET present = false", "GPU GPU-n0-0 has left node n0"),
         (
             "UPDATE jobs SET document = '{}'",

@@ -86,8 +86,8 @@ def _judge(storage: Storage, policy: Json, rule: Json, name: str, binding: Json)
 
 def _denied(name: str, why: str, reason: str, code: int) -> RefusedError:
     code = {"Forbidden": 403, "Unauthorized": 401, "RequestEntityTooLarge": 413}.get(reason, code)
-    details = {"name": name, "kind": "bindings", "causes": [{"message": why}]}
-    return RefusedError(code, reason, f'bindings "{name}" is forbidden: {why}', details=details)
+    details = {"name": name, "kind": "pods", "causes": [{"message": why}]}
+    return RefusedError(code, reason, f'pods "{name}" is forbidden: {why}', details=details)
 
 
 def spent_budget(storage: Storage, pod: Json) -> tuple[tuple[str, str], Json] | None:

@@ -377,7 +377,12 @@ class Operations:
         spent = spent_budget(self._storage, pod)
         if spent is not None:
             self._put(BUDGETS, spent[0], spent[1], dry=dry)
-        self.delete(whole, options, dry=dry)
+        marked = pod_rules.evicted(pod, self._stamp(0))
+        if marked != pod:
+            self._put(PODS, _key(target), marked, dry=dry)
+        # The mark was a write of its own: the version that the client knew is past.
+        preconditions = {**(options.get("preconditions") or {}), "resourceVersion": None}
+        self.delete(whole, {**options, "preconditions": preconditions}, dry=dry)
         return success(201)
 
     def subresource(

@@ -174,6 +174,10 @@ def updated(old: Json, new: Json) -> Json:
             raise invalid("Pod", name, f"spec.schedulingGates[{place}].name", why)
     if _fixed(before, gated=bool(had)) != _fixed(after, gated=bool(had)):
         raise invalid("Pod", name, "spec", f"Forbidden: {_FIXED}")
+    limit = before.get("activeDeadlineSeconds")
+    if limit is not None and not 0 < (after.get("activeDeadlineSeconds") or 0) <= limit:
+        why = f"Invalid value: must be less than or equal to previous value {limit}"
+        raise invalid("Pod", name, "spec.activeDeadlineSeconds", why)
     if any(one not in after["tolerations"] for one in before.get("tolerations") or ()):
         raise invalid(
             "Pod",
@@ -310,10 +314,33 @@ def bound(pod: Json, binding: Json, node: Json | None, now: str) -> Json:
     }
 
 
+def evicted(pod: Json, now: str) -> Json:
+    """The pod with the condition by which others know why it goes."""
+    condition = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "lastProbeTime": None,
+        "lastTransitionTime": now,
+        "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting",
+    }
+    conditions = pod["status"].get("conditions")
+    for one in conditions or ():
+        if one["type"] == condition["type"] and one["status"] == condition["status"]:
+            condition["lastTransitionTime"] = one.get("lastTransitionTime", now)
+    return {
+        **pod,
+        "status": {**pod["status"], "conditions": with_condition(conditions, condition)},
+    }
+
+
 def with_condition(conditions: Any, condition: Json) -> list[Json]:
     """The conditions with one of its type replaced or added."""
-    others = [one for one in conditions or () if one["type"] != condition["type"]]
-    return [*others, condition]
+    kept = list(conditions or ())
+    for place, one in enumerate(kept):
+        if one["type"] == condition["type"]:
+            return [*kept[:place], condition, *kept[place + 1 :]]
+    return [*kept, condition]
 
 
 def graceful(pod: Json, wanted_s: int | None, stamp: Callable[[int], str]) -> Json | None:

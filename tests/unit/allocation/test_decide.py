@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from support.clusters import (
@@ -18,7 +19,7 @@ import scheduler.decide
 from policies.priority_age import PriorityAge
 from policies.registry import profile_named
 from scheduler.allocation.highs import Answer, Program
-from scheduler.allocation.verify import Kind, Severity, Violation
+from scheduler.allocation.verify import Kind, Severity, Violation, verify
 from scheduler.decide import decide
 from scheduler.model.plan import Plan, relative_gap
 from scheduler.model.ports import Effort
@@ -164,3 +165,31 @@ def test_a_gap_needs_a_bound() -> None:
     assert relative_gap(0.0, 0.0, 5.0) == 0.0
     assert relative_gap(9.0, 10.0, 0.0) == pytest.approx(0.1)
     assert relative_gap(9.0, 10.0, 90.0) == pytest.approx(0.01)
+
+
+def test_where_resources_alone_prove_greedy_no_model_is_built() -> None:
+    """More single GPUs are asked for than there are: the densest fill what is free."""
+    jobs = [make_job(f"{n}", shape(1, cpu_milli=1), priority=n) for n in range(20)]
+    (plan,) = plans(snapshot_of([make_node("a")], jobs))
+    assert len(plan.placements) == 8
+    assert plan.gap <= Effort().gap_target
+    assert (plan.solver.columns, plan.solver.stage) == (0, "greedy")
+
+
+def test_no_plan_is_made_of_a_candidate_that_is_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy is the best there is, but only a model proves it: its plan is checked once."""
+    checked: list[Plan] = []
+
+    def counting(plan: Plan, *rest: Any) -> tuple[Violation, ...]:
+        checked.append(plan)
+        return verify(plan, *rest)
+
+    monkeypatch.setattr(scheduler.decide, "verify", counting)
+    nodes = [make_node("a", gpus=3), make_node("b", gpus=3)]
+    jobs = [make_job(f"{n}", shape(2, cpu_milli=n + 1)) for n in range(3)]
+    first, *_, last = plans(snapshot_of(nodes, jobs))
+    assert len(checked) == 1
+    assert (last.placements, last.waiting) == (first.placements, first.waiting)
+    assert last.bound < first.bound
+    assert last.solver.columns > 0
+    assert last.solver.greedy_value == first.value == last.value

@@ -19,6 +19,7 @@ from scheduler.allocation.optimise import (
     improve,
 )
 from scheduler.allocation.room import Room
+from scheduler.allocation.swap import swap
 from scheduler.allocation.worth import Worth
 from scheduler.decide import decide
 from scheduler.model.job import JobShape, Topology, WaitingJob
@@ -232,3 +233,39 @@ def test_with_the_prices_of_before_an_optimal_plan_asks_no_solver() -> None:
     again = list(improve(task, greedy(task), EXACT, 0, memory))
     assert len(again) == 1
     assert again[0].bound == pytest.approx(9.0)
+
+
+def test_no_more_start_than_may() -> None:
+    """The relaxation would start both; the more valuable one of them starts."""
+    node = make_node("a", gpus=4)
+    snapshot = snapshot_of([node], [make_job("one", shape(2)), make_job("two", shape(2))])
+    task, _ = task_of(snapshot, {"j-one": 5.0, "j-two": 6.0})
+    assert len(last(task).packing) == 2
+    capped = replace(task, most=1)
+    found = list(improve(capped, {}, EXACT, 0))[-1]
+    assert [capped.gangs[index].job.id for index in found.packing] == ["j-two"]
+    assert found.value == pytest.approx(6.0)
+    assert greedy(capped).keys() == found.packing.keys()
+
+
+def test_nobody_leaves_for_a_gang_beyond_the_cap() -> None:
+    node, live = full_node()
+    jobs = [make_job("one", shape(2)), make_job("two", shape(2))]
+    snapshot = snapshot_of([node], jobs, live)
+    values = {"j-one": 50.0, "j-two": 60.0, **{f"live-v{n}": 1.0 for n in range(4)}}
+    task, _ = task_of(snapshot, values)
+    assert len(last(task).evicted) == 2
+    capped = replace(task, most=1)
+    for found in (last(capped), swap(capped, NOW)):
+        assert [capped.gangs[index].job.id for index in found.packing] == ["j-two"]
+        assert len(found.evicted) == 1
+
+
+def test_the_gap_is_measured_on_what_runs_as_well() -> None:
+    """What little could be won is not worth a model where much more runs."""
+    node = make_node("a", gpus=4)
+    snapshot = snapshot_of([node], [make_job("one", shape(4)), make_job("two", shape(2))])
+    task, _ = task_of(snapshot, {"j-one": 9.0, "j-two": 1.0})
+    (only,) = improve(replace(task, standing=1e9), greedy(task), EXACT, 0)
+    assert (only.stage, only.columns, only.value) == ("greedy", 0, 9.0)
+    assert last(task).columns > 0

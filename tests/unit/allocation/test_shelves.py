@@ -137,3 +137,18 @@ def test_on_a_board_with_links_the_best_linked_gpus_are_dealt() -> None:
     packing = dealt(snapshot.columns.free.copy(), [pair], {0: loads})
     one, two = packing[0][0].gpus
     assert DGX1_V100[one][two] == np.max(DGX1_V100)
+
+
+def test_what_failed_with_a_part_drawn_already_fits_when_that_came_back() -> None:
+    """Ten workers take all of a node before they fail; eight then find the whole node again."""
+    shelves = shelves_of(cluster(8, 1))
+    assert shelves.place(gang(shape(1, tasks=10))) is None
+    assert rows(shelves.place(gang(shape(1, tasks=8)))) == [(0, 8)]
+    wide = shelves_of(cluster(4, 2))
+    wanted = gang(shape(0, tasks=3, cpu_milli=40_000))
+    assert rows(wide.place(wanted)) == [(1, 2), (0, 1)]
+    loads = wide.place(gang(shape(0, tasks=1, cpu_milli=40_000)))
+    assert rows(loads) == [(0, 1)]
+    assert loads is not None
+    wide.give(wanted, loads)
+    assert wide.place(gang(shape(0, tasks=1, cpu_milli=40_000))) is not None

@@ -1,12 +1,18 @@
+import random
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import full_mesh, node, task_placement
+from support.sites import random_extras, random_labels, random_site, random_taints
 
 from scheduler.model.execution import LaunchOrder, LaunchTask, StopOrder
 from scheduler.model.job import LauncherKind
 from scheduler.model.lifecycle import EndCause
 from scheduler.model.plan import FunnelStep, Reason, ReasonCode, Waiting
 from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, TenantId
+from scheduler.model.site import ANYWHERE, Site
 from scheduler.store import codec
 
 WORDS = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -75,3 +81,29 @@ def test_a_reason_record_comes_back_equal(message: str, code: ReasonCode, amount
 
 def test_equal_mappings_give_equal_text() -> None:
     assert codec.text({"b": 1, "a": [2.5]}) == codec.text({"a": [2.5], "b": 1})
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_sites_and_further_resources_come_back_equal(seed: int) -> None:
+    rng = random.Random(seed)
+    site, labels, taints = random_site(rng), random_labels(rng, "a"), random_taints(rng)
+    extras = random_extras(rng)
+    assert codec.site(codec.site_text(site)) == site
+    assert codec.labels(codec.text(labels)) == labels
+    assert codec.taints(codec.text(taints)) == taints
+    assert codec.extras(codec.text(extras)) == extras
+
+
+def test_anywhere_takes_no_room_and_no_terms_are_not_no_demand() -> None:
+    assert codec.site_text(Site()) == ""
+    assert codec.site("") == ANYWHERE
+    assert codec.site(codec.site_text(Site(terms=()))) == Site(terms=())
+
+
+def test_a_task_placed_before_further_resources_holds_none() -> None:
+    (task,) = codec.placement_tasks(
+        '[{"task_index":0,"node_id":"n","gpu_ids":[],"cpu_milli":1,"memory_mib":2}]'
+    )
+    assert task.extras == ()
+    held = replace(task, extras=(("pods", 1),))
+    assert codec.placement_tasks(codec.text((held,))) == (held,)

@@ -9,8 +9,9 @@ import pytest
 from support.clock import ManualClock
 from support.kubernetes.fake_server import ADMIN, FakeApiServer
 from support.kubernetes.faults import Fault, Faults
+from support.kubernetes.objects import fence as other_policy
 from support.kubernetes.objects import pod
-from support.kubernetes.resources import PODS
+from support.kubernetes.resources import LEASES, PODS
 from typing_extensions import override
 
 from scheduler.execution.kubernetes.access import Access
@@ -21,7 +22,7 @@ from scheduler.execution.kubernetes.binder import (
     GangOutcome,
 )
 from scheduler.execution.kubernetes.evict import Evictor
-from scheduler.execution.kubernetes.fence import Fence
+from scheduler.execution.kubernetes.fence import LEASE, Fence
 from scheduler.execution.kubernetes.labels import ATTEMPT, EPOCH, GPUS, JOB
 from scheduler.execution.kubernetes.pods import PodRef
 from scheduler.execution.kubernetes.server import ApiServer, Document, Limits
@@ -255,13 +256,43 @@ def test_a_server_that_has_not_seen_our_epoch_yet_does_not_depose_us() -> None:
     played(story)
 
 
-def test_a_refusal_for_other_reasons_is_no_question_of_leadership() -> None:
+def test_a_lease_that_is_gone_deposes_nobody() -> None:
     async def story(ground: Ground) -> None:
         ref = ground.pod("p")
+        await ground.server.delete(LEASES.path("haversack-system", LEASE))
+        result = await ground.binder.bind(to(ref))
+        assert result.outcome is BindOutcome.NOT_DONE
+        assert "no params found" in result.message
+        await ground.fence.publish(1)
+        assert (await ground.binder.bind(to(ref))).outcome is BindOutcome.BOUND
+
+    played(story)
+
+
+def test_rights_that_are_missing_are_no_fault_of_the_pod() -> None:
+    async def story(ground: Ground) -> None:
+        refs = ground.gang(3)
+        await ground.binder.bind(all_to(refs)[0])
         ground.fake.deny(ADMIN, "create", "pods/binding")
+        result = await ground.binder.bind_gang(all_to(refs))
+        assert result.outcome is GangOutcome.UNSETTLED
+        assert "pods/binding" in result.message
+        ground.fake.allow(ADMIN)
+        assert (await ground.binder.bind_gang(all_to(refs))).outcome is GangOutcome.WHOLE
+
+    played(story)
+
+
+def test_a_policy_of_others_refuses_the_pod() -> None:
+    async def story(ground: Ground) -> None:
+        ref = ground.pod("p")
+        for manifest in other_policy("theirs", "default", "no-such-lease"):
+            ground.fake.create(manifest)
         result = await ground.binder.bind(to(ref))
         assert result.outcome is BindOutcome.REFUSED
-        assert "pods/binding" in result.message
+        assert "theirs" in result.message
+        assert (await ground.binder.bind_gang([to(ref)])).outcome is GangOutcome.LOST
+        assert ground.nodes() == {"p": ""}
 
     played(story)
 

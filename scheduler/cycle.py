@@ -27,8 +27,6 @@ from scheduler.rejected_plans import keep
 
 log = structlog.get_logger(__name__)
 
-_NEVER = UtcSeconds(0.0)
-
 WANT_OF_ROOM = frozenset(
     {
         ReasonCode.NEVER_FITS,
@@ -71,7 +69,7 @@ class CycleReport:
 
     Attributes:
         waiting: PENDING jobs when it began.
-        next_eligible_at: when the next backoff ends that no decision has seen over; None without.
+        next_eligible_at: when the next job may start that may not yet; None without.
         decided: whether there was anything to decide, and a plan came of it.
         failed: there was something to decide, and no sound plan came; the next cycle must try
             again, after a rest: the same plan may come again.
@@ -114,13 +112,14 @@ class CycleState:
         stuck: classes of jobs that found no place then. Until capacity appears, one more job of
             such a class finds none either, so its arrival alone needs no decision. None where
             running jobs may be stopped: there a newcomer may be worth somebody's place.
-        decided_at: the instant of the last decision: whose backoff ended since then was not
-            looked at yet.
+        awaited_at: when the first job that could not start yet may: a backoff ends, or its
+            submission lay ahead of a clock that was set back. Whatever wakes the first cycle after
+            that instant, it must decide.
     """
 
     snapshot: Snapshot = field(default_factory=Snapshot)
     stuck: frozenset[str] = frozenset()
-    decided_at: UtcSeconds = _NEVER
+    awaited_at: UtcSeconds | None = None
 
 
 async def run_cycle(
@@ -147,9 +146,10 @@ async def run_cycle(
     failpoints.hit("cycle-snapshot-read")
     now = context.clock.now()
     stuck = before.stuck if _no_more_room(delta) else frozenset()
-    state = CycleState(snapshot, stuck, before.decided_at)
-    report = _outlook(snapshot, state.decided_at, now)
-    if not snapshot.waiting or not (force or _could_matter(delta, state, report, now)):
+    report = _outlook(snapshot, now)
+    state = CycleState(snapshot, stuck, report.next_eligible_at)
+    turn = before.awaited_at is not None and before.awaited_at <= now
+    if not snapshot.waiting or not (force or turn or _could_matter(delta, stuck)):
         await context.solver.feed(delta, lambda: as_full_delta(snapshot))
         return state, report
 
@@ -175,10 +175,8 @@ async def run_cycle(
     duration_ms = (decided_s - started_s) * 1000
     meta = DecisionMeta(policy=context.profile.name, duration_ms=duration_ms)
     committed = await context.store.commit(plan, meta, context.clock.now())
-    return CycleState(snapshot, _stuck(context.profile, plan, committed), now), replace(
-        _outlook(snapshot, now, now),
-        decided=True,
-        killed=result.killed,
+    return replace(state, stuck=_stuck(context.profile, plan, committed)), replace(
+        report,
         decision_id=committed.decision_id,
         placed=committed.placed,
         evicted=committed.evicted,
@@ -231,16 +229,9 @@ def _no_more_room(delta: SnapshotDelta) -> bool:
     )
 
 
-def _could_matter(
-    delta: SnapshotDelta, state: CycleState, outlook: CycleReport, now: UtcSeconds
-) -> bool:
-    """Whether a decision could use what changed: room, a backoff that ended, a new shape."""
-    ends_at = outlook.next_eligible_at
-    return (
-        not _no_more_room(delta)
-        or (ends_at is not None and ends_at <= now)
-        or any(job.class_key not in state.stuck for job in delta.waiting)
-    )
+def _could_matter(delta: SnapshotDelta, stuck: frozenset[str]) -> bool:
+    """Whether a decision could use what changed: room, or a shape that found none."""
+    return not _no_more_room(delta) or any(job.class_key not in stuck for job in delta.waiting)
 
 
 def _stuck(profile: Profile, plan: Plan, committed: CommitReport) -> frozenset[str]:
@@ -256,23 +247,7 @@ def _stuck(profile: Profile, plan: Plan, committed: CommitReport) -> frozenset[s
     )
 
 
-def _outlook(snapshot: Snapshot, decided_at: UtcSeconds, now: UtcSeconds) -> CycleReport:
-    """How many wait, and when the next backoff ends that was still on at `decided_at`.
-
-    A job without a backoff is eligible from its submission: its arrival is what counts, unless
-    the clock was set back since and its submission lies ahead. A last decision that lies ahead
-    tells nothing either.
-    """
-    seen_until = min(decided_at, now)
-    return CycleReport(
-        waiting=len(snapshot.waiting),
-        next_eligible_at=min(
-            (
-                job.eligible_at
-                for job in snapshot.waiting.values()
-                if job.eligible_at > seen_until
-                and (job.eligible_at > job.submitted_at or job.eligible_at > now)
-            ),
-            default=None,
-        ),
-    )
+def _outlook(snapshot: Snapshot, now: UtcSeconds) -> CycleReport:
+    """How many wait, and when the next of them may start that may not yet."""
+    ahead = (job.eligible_at for job in snapshot.waiting.values() if job.eligible_at > now)
+    return CycleReport(waiting=len(snapshot.waiting), next_eligible_at=min(ahead, default=None))

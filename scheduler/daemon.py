@@ -239,8 +239,30 @@ class Daemon:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        await self._backend.begin()  # who asks must find what there is
-        parts = self._parts(loop)
+        try:
+            if await self._begun(stopping):
+                await self._serve(stopping, ready)
+        finally:
+            await self._close()
+
+    async def _begun(self, stopping: asyncio.Event) -> bool:
+        """Whether the backend has begun before we were told to stop."""
+        begun = asyncio.create_task(self._backend.begin(), name="begin")
+        stop_wanted = asyncio.create_task(stopping.wait(), name="signal")
+        try:
+            await asyncio.wait([begun, stop_wanted], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop_wanted.cancel()
+            if not begun.done():
+                begun.cancel()
+                await asyncio.gather(begun, return_exceptions=True)
+        if begun.cancelled():
+            return False
+        begun.result()
+        return True
+
+    async def _serve(self, stopping: asyncio.Event, ready: Callable[[Endpoint], None]) -> None:
+        parts = self._parts(asyncio.get_running_loop())
         app = self._app(parts)
         server = _Server(self._server_config(app))
         serving = asyncio.create_task(server.serve(sockets=[self._listener]), name="api")
@@ -264,16 +286,15 @@ class Daemon:
             await asyncio.gather(*tasks, stop_wanted, return_exceptions=True)
             await asyncio.gather(serving, return_exceptions=True)
             await parts.solver.close()
-            self._close()
 
-    def _close(self) -> None:
+    async def _close(self) -> None:
+        await self._backend.close()  # before others may lead
         clock = self._clock
         (self._settings.store.data_dir / "endpoint.json").unlink(missing_ok=True)
         try:
             self.database.write_sync(lambda tx: release(tx, self._holder, self.epoch, clock.now()))
         except (FencedError, StorageError) as error:
             log.warning("lease not released", why=str(error))
-        self._backend.close()
         self._listener.close()
         self.database.close()
 

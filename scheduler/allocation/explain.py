@@ -162,8 +162,8 @@ class _Limits:
     def reasons(self, job: WaitingJob, view: View, *, fits: bool) -> Iterator[Reason]:
         """Which of them keeps `job` waiting; headroom only matters where it would fit."""
         need = job.shape.gpu_milli_total
-        if not self._quotas.admits(job.tenant, need):
-            left = self._quotas.left(job.tenant) or 0
+        left = self._quotas.left(job.tenant) if need else None
+        if left is not None and left < need:
             yield Reason(
                 ReasonCode.WAITING_QUOTA,
                 f"tenant {job.tenant} may take {left / WHOLE_GPU_MILLI:g} GPUs more by its quota, "
@@ -235,7 +235,8 @@ def _measure(shape: JobShape) -> str:
 def _judge(view: View, when_empty: Reaches) -> Verdict:
     """Why a shape cannot start on what is free, as if it were alone."""
     shape, reach = view.shape, view.reach
-    funnel = tuple(_funnel(view))
+    fitting = FunnelStep("one-task-fits", int(np.count_nonzero(view.tasks)))
+    funnel = (*reach.funnel, fitting)
     if view.starts():
         return Verdict((), funnel)
     fits, impossible = fits_when_empty(shape, when_empty)
@@ -246,20 +247,6 @@ def _judge(view: View, when_empty: Reaches) -> Verdict:
     if not reach.rows.size:
         return Verdict((_no_usable_node(reach, shape),), funnel)
     return Verdict(tuple(_shortages(view)), funnel)
-
-
-def _funnel(view: View) -> Iterator[FunnelStep]:
-    """Filters in order; those of labels and taints only where somebody speaks of them."""
-    reach, table = view.reach, view.reach.free.table
-    yield FunnelStep("present", len(table.nodes))
-    yield FunnelStep("pool", reach.in_pool)
-    if view.shape.site.demands:
-        yield FunnelStep("node-selector", reach.selected)
-    if table.siting.tainted:
-        yield FunnelStep("taints", reach.tolerated)
-    yield FunnelStep("gpu-model", reach.offering)
-    yield FunnelStep("schedulable", reach.rows.size)
-    yield FunnelStep("one-task-fits", int(np.count_nonzero(view.tasks)))
 
 
 def _tainted(reach: Reach, shape: JobShape) -> Reason:

@@ -58,6 +58,8 @@ TORN = 1e-3
 """Parts of a gang below which a start counts as whole."""
 NEGLIGIBLE = 5e-4
 """Share of the objective that may stay torn."""
+PATIENCE = 8
+"""Steps of a dive in a row after which no less is torn than before, and it ends."""
 CHEAP = 1e-3
 """Share of the objective that one step may cost without a look at the other way."""
 FEASIBLE = 1e-6
@@ -439,7 +441,7 @@ def dive(knapsack: Knapsack, relaxed: Relaxed, limits: Limits, *, steps_max: int
     workers may stay fractional: real nodes decide about them.
 
     Returns:
-        the point; None when there is none to begin with. The program is left as it was.
+        the least torn point; None when there is none to begin with. The program is left as it was.
     """
     point = relaxed.values
     if point is None:
@@ -448,12 +450,17 @@ def dive(knapsack: Knapsack, relaxed: Relaxed, limits: Limits, *, steps_max: int
     start = knapsack.outline.fields["start"]
     lower, upper = arrays.lower.copy(), arrays.upper.copy()
     mark = program.mark()
+    lowest, since, wholest = np.inf, 0, point
     for _ in range(steps_max):
         value = float(arrays.cost @ point)
         part = point[start] - np.floor(point[start])
         at_stake = np.minimum(part, 1.0 - part) * arrays.cost[start]
         at_stake[np.minimum(part, 1.0 - part) <= TORN] = 0.0
-        if at_stake.sum() <= NEGLIGIBLE * value:
+        torn = float(at_stake.sum())
+        since += 1
+        if torn < lowest:
+            lowest, since, wholest = torn, 0, point
+        if torn <= NEGLIGIBLE * value or since >= PATIENCE:
             break
         column = int(np.argmax(at_stake)) + start.start
         least = float(np.floor(point[column]))
@@ -478,7 +485,7 @@ def dive(knapsack: Knapsack, relaxed: Relaxed, limits: Limits, *, steps_max: int
         _, lower[column], upper[column], point = best
     program.change(arrays.cost, arrays.lower, arrays.upper, arrays.limit)
     program.reset(mark)
-    return point
+    return wholest
 
 
 def holds(arrays: Arrays, point: Floats) -> bool:

@@ -7,7 +7,7 @@ have in common is worked out once, so that another shape costs a few operations 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from scheduler.model.columns import Floats, Free, Ints, NodeTable
 from scheduler.model.counting import in_domains, in_pool, model_codes, of_pool, offering
 from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape, Topology, Worker
-from scheduler.model.plan import Reason
+from scheduler.model.plan import FunnelStep, Reason
 from scheduler.model.quantity import WHOLE_GPU_MILLI
 from scheduler.model.site import ANYWHERE
 
@@ -49,8 +49,22 @@ class Reach:
         self.rows = np.flatnonzero(offers if closed_too else offers & free.table.open)
         self.some = self.rows[free.milli[self.rows] > 0] if worker.milli else self.rows
         self._named = bool(worker.gpu_models)
+        self._demands = worker.site.demands
         self._fits = Fits(free.table, Places.of(free, self.some))
         self._amounts: dict[str, tuple[float, float]] = {}
+
+    @cached_property
+    def funnel(self) -> tuple[FunnelStep, ...]:
+        """Filters in order; those of labels and taints only where somebody speaks of them."""
+        table = self.free.table
+        steps = [FunnelStep("present", len(table.nodes)), FunnelStep("pool", self.in_pool)]
+        if self._demands:
+            steps.append(FunnelStep("node-selector", self.selected))
+        if table.siting.tainted:
+            steps.append(FunnelStep("taints", self.tolerated))
+        steps.append(FunnelStep("gpu-model", self.offering))
+        steps.append(FunnelStep("schedulable", self.rows.size))
+        return tuple(steps)
 
     def tasks(self, worker: Worker) -> Ints:
         """(some,) tasks that fit each node. The worker's pool and site are those of the reach."""
@@ -94,9 +108,8 @@ class View:
         tasks: (some,) tasks that fit each node.
     """
 
-    def __init__(self, shape: JobShape, reach: Reach) -> None:
-        self.shape, self.reach = shape, reach
-        self.worker = task_of(shape)
+    def __init__(self, shape: JobShape, worker: Worker, reach: Reach) -> None:
+        self.shape, self.worker, self.reach = shape, worker, reach
         self.tasks = reach.tasks(self.worker)
         self.total = int(self.tasks.sum())
 
@@ -141,7 +154,7 @@ class Reaches:
         key = (worker.pool, worker.site, worker.gpu_models, worker.milli > 0)
         if key not in self._known:
             self._known[key] = Reach(worker, self.free, closed_too=self._closed_too)
-        return View(shape, self._known[key])
+        return View(shape, worker, self._known[key])
 
 
 def fits_when_empty(shape: JobShape, when_empty: Reaches) -> tuple[bool, Reason | None]:

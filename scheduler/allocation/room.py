@@ -86,6 +86,10 @@ class Room:
         """(N,) how bad each node is for one such worker; infinite where none fits. As `fits`."""
         return self._kinds.refreshed(self._kinds.of(worker)).score
 
+    def eligible(self, worker: Worker) -> Bools:
+        """(N,) nodes that such workers may use at all, however full they are. Read-only."""
+        return self._kinds.of(worker).eligible
+
     def place(
         self, gang: Gang, *, among: Bools | None = None, models_first: bool = True
     ) -> Loads | None:

@@ -12,7 +12,8 @@ together for a gang that needs them in one place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +27,6 @@ from scheduler.model.job import JobShape
 from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import WHOLE_GPU_MILLI, UtcSeconds
 
-_DIMENSIONS = range(3)
 _WORTH_IT = 1.0 + 1e-9
 MOVE_SHARE = 0.01
 """What moving costs besides the restart, as a share of what the job is worth: nobody moves for
@@ -35,10 +35,11 @@ nothing. The bonus for what runs is not due: it keeps equals from taking turns, 
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """What one victim would free on one row, and what that costs."""
+    """What one victim would free on one row, further resources apart, and what that costs."""
 
     victim: int
     frees: Amounts
+    extras: Mapping[str, int]
     cost: float
 
 
@@ -161,7 +162,11 @@ def _offers(room: Room, task: Task) -> dict[int, list[_Offer]]:
             if room.table.open[row]:
                 node_id = room.table.nodes[row].id
                 here = [each for each in victim.attempt.tasks if each.node_id == node_id]
-                found.setdefault(row, []).append(_Offer(number, held_by(here), victim.cost))
+                extras: Counter[str] = Counter()
+                for each in here:
+                    extras.update(dict(each.extras))
+                offer = _Offer(number, held_by(here), extras, victim.cost)
+                found.setdefault(row, []).append(offer)
     for offers in found.values():
         offers.sort(key=lambda offer: (offer.cost / max(1, offer.frees[0]), offer.victim))
     return found
@@ -169,6 +174,8 @@ def _offers(room: Room, task: Task) -> dict[int, list[_Offer]]:
 
 def _cheapest(room: Room, gang: Gang, offers: dict[int, list[_Offer]]) -> _Clearing | None:
     """The cheapest way to make room: one row for all workers, else one row for each."""
+    usable = room.eligible(gang.worker)
+    offers = {row: here for row, here in offers.items() if usable[row]}
     together = [(row, _chosen(room, gang, row, gang.workers, here)) for row, here in offers.items()]
     one = min(
         ((cost, row, victims) for row, found in together if found for cost, victims in [found]),
@@ -196,19 +203,29 @@ def _chosen(
 ) -> tuple[float, frozenset[int]] | None:
     """Victims that free enough of the row for so many workers, none of them needlessly."""
     short = _short(room, gang, row, workers)
+    names = [name for name, _ in gang.worker.extras]
     chosen: list[_Offer] = []
     for offer in offers:
         if not any(amount > 0 for amount in short):
             break
         chosen.append(offer)
-        short = [amount - freed for amount, freed in zip(short, offer.frees, strict=True)]
+        frees = _frees(offer, names)
+        short = [amount - freed for amount, freed in zip(short, frees, strict=True)]
     if any(amount > 0 for amount in short):
         return None
     for offer in sorted(chosen, key=lambda offer: (-offer.cost, offer.victim)):
-        if all(short[at] + offer.frees[at] <= 0 for at in _DIMENSIONS):
+        without = [a + freed for a, freed in zip(short, _frees(offer, names), strict=True)]
+        if all(amount <= 0 for amount in without):
             chosen.remove(offer)
-            short = [amount + freed for amount, freed in zip(short, offer.frees, strict=True)]
+            short = without
     return math.fsum(offer.cost for offer in chosen), frozenset(o.victim for o in chosen)
+
+
+def _frees(offer: _Offer, names: Sequence[str]) -> Sequence[int]:
+    """What a victim would free, as `_short` counts it."""
+    if not names:
+        return offer.frees
+    return (*offer.frees, *(offer.extras.get(name, 0) for name in names))
 
 
 def _short(room: Room, gang: Gang, row: int, workers: int) -> list[int]:
@@ -220,6 +237,7 @@ def _short(room: Room, gang: Gang, row: int, workers: int) -> list[int]:
         worker.milli * workers - have,
         worker.needs.cpu_milli * workers - int(room.free.cpu[row]),
         worker.needs.memory_mib * workers - int(room.free.memory[row]),
+        *(amount * workers - int(room.free.amount_of(name)[row]) for name, amount in worker.extras),
     ]
 
 

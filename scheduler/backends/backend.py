@@ -73,8 +73,11 @@ class Backend(Protocol):
         """What is not in order, by part; empty values are fine."""
         ...
 
-    def close(self) -> None:
-        """No more orders will come. What runs goes on."""
+    async def close(self) -> None:
+        """No more orders will come, and those under way are given up. What runs goes on.
+
+        Never raises; may be called whether or not `begin` was, and again.
+        """
         ...
 
 

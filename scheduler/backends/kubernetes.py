@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -29,11 +30,13 @@ from scheduler.execution.kubernetes.reader import Reader
 from scheduler.execution.kubernetes.server import ApiServer, RejectedError
 from scheduler.execution.kubernetes.telling import Teller
 from scheduler.model.execution import LogChunk
-from scheduler.model.quantity import AttemptId
+from scheduler.model.lifecycle import JobState
+from scheduler.model.quantity import AttemptId, JobId
 from scheduler.settings import KubernetesSettings
 from scheduler.store.decisions import why_outside_waits
 from scheduler.store.execution import expected
-from scheduler.store.outside import SqlOutsideStore
+from scheduler.store.outside import SqlOutsideStore, set_aside
+from scheduler.store.transaction import Transaction
 
 log = structlog.get_logger(__name__)
 
@@ -76,12 +79,9 @@ class KubernetesBackend:
     """Reads the cluster into the store, and carries decisions out on it.
 
     Attributes:
-        executor: binds and deletes pods.
         logs: says where logs are.
         launches_max: gangs that are bound at once.
     """
-
-    executor: KubernetesExecutor
 
     def __init__(self, given: Surroundings, access: Access) -> None:
         self.logs = NoLogs()
@@ -92,8 +92,15 @@ class KubernetesBackend:
         self._unfenced = ""
         self._stack = AsyncExitStack()
         self._readers: dict[str, Reader[KubeNode] | Reader[Pod]] = {}
+        self._executor: KubernetesExecutor | None = None
         self._follower: Follower | None = None
         self._reading: list[asyncio.Task[None]] = []
+
+    @property
+    def executor(self) -> KubernetesExecutor:
+        """Binds and deletes pods."""
+        assert self._executor is not None, "begin() comes first"
+        return self._executor
 
     async def begin(self) -> None:
         """Publish our epoch, read the cluster, and write what there is into the store.
@@ -104,16 +111,9 @@ class KubernetesBackend:
             FencedError: another leader has taken over.
             HaversackError: the API server or the store does not answer.
         """
-        try:
-            await self._begin()
-        except BaseException:
-            await self._end()
-            raise
-
-    async def _begin(self) -> None:
         given = self._given
         await self._stack.enter_async_context(self._server)
-        holder = f"{socket.gethostname()}"
+        holder = socket.gethostname()
         fence = Fence(self._server, holder=holder, namespace=self._settings.namespace)
         fenced = await self._raise_fence(fence)
         evictor = Evictor(self._server, given.clock)
@@ -121,7 +121,9 @@ class KubernetesBackend:
         cluster = Cluster(told=self._news)
         store = SqlOutsideStore(given.database, given.epoch, given.ids)
         self._teller = Teller(
-            Conditions(self._server, given.clock), Events(self._server, given.clock, holder)
+            Conditions(self._server, given.clock),
+            Events(self._server, given.clock, holder),
+            cluster.pod,
         )
         self._cluster = cluster
         follower = self._follower = Follower(
@@ -131,12 +133,17 @@ class KubernetesBackend:
             given.clock,
             report=self._teller.wait_for,
         )
-        loop = asyncio.get_running_loop()
-        self.executor = KubernetesExecutor(
-            loop, cluster, binder, evictor, given.clock, synced=self._synced
+        executor = self._executor = KubernetesExecutor(
+            asyncio.get_running_loop(), cluster, binder, evictor, given.clock, synced=self._synced
         )
+        gangs = (await store.open_gangs()).values()
+        members = {gang.job_id: gang.members for gang in gangs}
         for attempt in await given.database.read(expected):
-            cluster.expect(attempt.attempt_id)
+            executor.resume(
+                attempt.attempt_id,
+                members.get(attempt.job_id, ()),
+                whole=attempt.state == JobState.RUNNING,
+            )
         nodes = Reader(self._server, "/api/v1/nodes", node_of, NodeSink(cluster))
         pods = Reader(self._server, "/api/v1/pods", pod_of, PodSink(cluster))
         self._read("nodes", nodes)
@@ -220,17 +227,23 @@ class KubernetesBackend:
         while True:
             await asyncio.sleep(_TELL_EVERY_S)
             try:
-                why = await self._given.database.read(why_outside_waits)
+                self._teller.wait_for(await self._reasons(follower))
             except HaversackError as error:
                 log.warning("pods are not told why they wait", why=str(error))
-                continue
-            members = follower.members()
-            self._teller.wait_for(
-                (pod, message)
-                for job_id, message in why.items()
-                for key in members.get(job_id, ())
-                if (pod := self._cluster.pod(key)) is not None and pod.waiting
-            )
+
+    async def _reasons(self, follower: Follower) -> list[tuple[Pod, str]]:
+        """Why pods wait, as far as anybody has said. Raises HaversackError."""
+        waiting = {
+            job_id: pods
+            for job_id, members in follower.members().items()
+            if (pods := self._waiting(members))
+        }
+        why = await self._given.database.read(lambda tx: _why(tx, waiting.keys()))
+        return [(pod, told) for job_id, told in why.items() for pod in waiting.get(job_id, ())]
+
+    def _waiting(self, members: Sequence[str]) -> tuple[Pod, ...]:
+        found = map(self._cluster.pod, members)
+        return tuple(pod for pod in found if pod is not None and pod.waiting)
 
     def troubles(self) -> Mapping[str, str]:
         """The readers', the fence's and the follower's."""
@@ -245,16 +258,20 @@ class KubernetesBackend:
         """What does not keep us from working, but should be known."""
         return {"fence": self._unfenced}
 
-    def close(self) -> None:
-        """Pods go on; the connections end with the event loop."""
-        for task in self._reading:
-            task.cancel()
-
-    async def _end(self) -> None:
+    async def close(self) -> None:
+        """Give up what is under way, and close the connections. Pods go on."""
+        if self._executor is not None:
+            self._executor.close()
         for task in self._reading:
             task.cancel()
         await asyncio.gather(*self._reading, return_exceptions=True)
         await self._stack.aclose()
+
+
+def _why(tx: Transaction, waiting: AbstractSet[JobId]) -> dict[JobId, str]:
+    """Why these jobs wait, as far as anybody has said."""
+    decided = why_outside_waits(tx)
+    return decided | set_aside(tx, waiting - decided.keys())
 
 
 class NoLogs:

@@ -92,7 +92,7 @@ class LocalBackend:
         """Nothing that reconciliation does not tell."""
         return {}
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Launchers go on."""
         self.executor.close()
 

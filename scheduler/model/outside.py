@@ -55,6 +55,10 @@ class OutsideStore(Protocol):
     not answer; nothing was kept then.
     """
 
+    async def node_ids(self) -> Mapping[str, NodeId]:
+        """The nodes that are there, by name: who begins to look finds out which left meanwhile."""
+        ...
+
     async def sync_nodes(
         self, changed: Sequence[Node], gone: Sequence[NodeId], now: UtcSeconds
     ) -> int:

@@ -6,6 +6,7 @@ core/v1), and hold on a single machine as well, whose nodes have no labels and n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -87,6 +88,20 @@ class Operator(StrEnum):
     LESS = "Lt"
 
 
+_NUMBER = re.compile(r"[+-]?0*(0|[1-9][0-9]{0,18})")
+
+
+def whole_number(written: str) -> int | None:
+    """The number, as kube-scheduler reads it (Go's `ParseInt` of base 10 and 64 bits); or None.
+
+    Python's `int` would take `1_0`, ` 1` and digits of other scripts as well.
+    """
+    if _NUMBER.fullmatch(written) is None:
+        return None
+    number = int(written)
+    return number if -(2**63) <= number < 2**63 else None
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Requirement:
     """A demand on one label, or on a field of the node.
@@ -115,9 +130,8 @@ class Requirement:
                 return found is not None and self._compares(found)
 
     def _compares(self, found: str) -> bool:
-        try:
-            have, limit = int(found), int(self.values[0])
-        except (ValueError, IndexError):
+        have, limit = whole_number(found), whole_number(next(iter(self.values), ""))
+        if have is None or limit is None:
             return False
         return have > limit if self.operator is Operator.GREATER else have < limit
 

@@ -21,7 +21,7 @@ from scheduler.store.transaction import Transaction
 AnyRow: TypeAlias = RowMapping
 
 _CHUNK = 500
-_PRESENT = select(nodes.c.id).where(nodes.c.present.is_(True)).order_by(nodes.c.id)
+_PRESENT = select(nodes.c.name, nodes.c.id).where(nodes.c.present.is_(True)).order_by(nodes.c.id)
 _NODE_ROW = update(nodes).where(nodes.c.id == bindparam("node"))
 _GPU_ROW = update(gpus).where(gpus.c.id == bindparam("gpu"))
 _SEEN = update(nodes).where(nodes.c.id == bindparam("node")).values(seen_at=bindparam("at"))
@@ -42,9 +42,13 @@ def sync_nodes(tx: Transaction, found: Sequence[Node], *, now: UtcSeconds) -> in
     Cost: one statement more than `sync_changes`.
     """
     here = {node.id for node in found}
-    present = tx.connection.execute(_PRESENT).scalars()
-    gone = [NodeId(node_id) for node_id in present if node_id not in here]
+    gone = [node_id for node_id in present_ids(tx).values() if node_id not in here]
     return sync_changes(tx, found, gone, now=now)
+
+
+def present_ids(tx: Transaction) -> dict[str, NodeId]:
+    """The nodes that are present, by name."""
+    return {row.name: NodeId(row.id) for row in tx.connection.execute(_PRESENT)}
 
 
 def sync_changes(

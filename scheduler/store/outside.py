@@ -7,10 +7,11 @@ placed and explained like any other job; what its tasks run is none of our busin
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import structlog
-from sqlalchemy import Row, Select, bindparam, select, update
+from sqlalchemy import Row, Select, bindparam, select, text, update
 
 from scheduler.errors import InvalidRequestError
 from scheduler.ids import IdSource
@@ -32,7 +33,7 @@ from scheduler.model.view import JobView
 from scheduler.store import documents, identity, inventory, lease
 from scheduler.store.attempts import LIVE, stop_jobs
 from scheduler.store.jobs import NewJob, add_all, class_key, set_desired_stop
-from scheduler.store.tables import attempts, jobs, queues, tenants
+from scheduler.store.tables import allocations, attempts, jobs, queues, tenants
 from scheduler.store.transaction import Transaction, Transactions
 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
@@ -44,6 +45,7 @@ PRINCIPAL = PrincipalId("kubernetes")
 _CHUNK = 500
 _NAME_MAX = 128
 _WAITING = frozenset({JobState.PENDING, JobState.HELD, JobState.QUARANTINED})
+_ASIDE = frozenset({JobState.HELD, JobState.QUARANTINED})
 _LEAVING = frozenset({JobState.STOPPING, JobState.LOST})
 _BY_KEY = select(jobs).where(jobs.c.outside_key.in_(bindparam("among", expanding=True)))
 _KNOWN = select(jobs.c.outside_key, jobs.c.id).where(
@@ -62,6 +64,13 @@ _TENANTS = select(tenants.c.id).where(tenants.c.id.in_(bindparam("among", expand
 _QUEUES = select(queues.c.tenant_id, queues.c.name).where(
     queues.c.tenant_id.in_(bindparam("among", expanding=True))
 )
+_STATES = select(jobs.c.id, jobs.c.state, jobs.c.message).where(
+    jobs.c.id.in_(bindparam("among", expanding=True))
+)
+_HELD_GPUS = select(allocations.c.gpu_id).where(
+    text("live AND gpu_id IS NOT NULL"),  # the very words of the partial index
+    allocations.c.gpu_id.in_(bindparam("among", expanding=True)),
+)
 _FORGET_KEY = update(jobs).where(jobs.c.id == bindparam("of")).values(outside_key=None)
 
 
@@ -79,6 +88,10 @@ class SqlOutsideStore:
         self._epoch = epoch
         self._ids = ids
 
+    async def node_ids(self) -> Mapping[str, NodeId]:
+        """The nodes that are there, by name: who begins to look finds out which left meanwhile."""
+        return await self._database.read(inventory.present_ids)
+
     async def sync_nodes(
         self, changed: Sequence[Node], gone: Sequence[NodeId], now: UtcSeconds
     ) -> int:
@@ -90,7 +103,7 @@ class SqlOutsideStore:
 
         def write(tx: Transaction) -> int:
             lease.require(tx, self._epoch)
-            return inventory.sync_changes(tx, changed, gone, now=now)
+            return inventory.sync_changes(tx, beside_held(tx, changed), gone, now=now)
 
         return await self._database.write(write)
 
@@ -117,6 +130,43 @@ class SqlOutsideStore:
     async def open_gangs(self) -> Mapping[str, OutsideJob]:
         """Every gang that has not ended, by key, oldest first."""
         return await self._database.read(open_gangs)
+
+
+def beside_held(tx: Transaction, found: Sequence[Node]) -> list[Node]:
+    """The nodes, with what others use counted on GPUs that no live attempt holds.
+
+    Outside, GPUs without an identity of their own are only counted; which of them are the others'
+    is ours to say, and where it were one that an attempt holds, it would count once, not twice.
+    One statement for each `_CHUNK` of GPUs on nodes that others use.
+    """
+    used = [gpu.id for node in found if any(g.external for g in node.gpus) for gpu in node.gpus]
+    held = {row.gpu_id for row in _among(tx, _HELD_GPUS, used)}
+    return [_beside(node, held) for node in found]
+
+
+def _beside(node: Node, held: Collection[str]) -> Node:
+    count = sum(gpu.external for gpu in node.gpus)
+    if not any(gpu.external and gpu.id in held for gpu in node.gpus):
+        return node
+    theirs = {gpu.id for gpu in [gpu for gpu in node.gpus if gpu.id not in held][-count:]}
+    marked = tuple(replace(gpu, external=gpu.id in theirs) for gpu in node.gpus)
+    return replace(node, gpus=marked)
+
+
+def set_aside(tx: Transaction, among: Iterable[JobId]) -> dict[JobId, str]:
+    """What to tell the pods of those jobs that nobody decides on: they have ended, or are held.
+
+    One statement for each `_CHUNK` of jobs.
+    """
+    found: dict[JobId, str] = {}
+    for row in _among(tx, _STATES, among):
+        state = JobState(row.state)
+        if not state.terminal and state not in _ASIDE:
+            continue
+        why = f" ({row.message})" if row.message else ""
+        remedy = "; only pods made anew are scheduled" if state.terminal else ""
+        found[JobId(row.id)] = f"its job {row.id} is {state}{why}{remedy}"
+    return found
 
 
 def adopt(

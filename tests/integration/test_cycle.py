@@ -256,6 +256,19 @@ def test_a_backoff_is_waited_for_though_the_last_decision_lies_ahead(
     assert desk.cycle().next_eligible_at == clock.now() + 50
 
 
+def test_a_turn_that_comes_while_a_cycle_rests_is_not_swallowed(
+    desk: Desk, clock: ManualClock
+) -> None:
+    """Found by fault simulation: what woke the next cycle, by itself, gave no cause to decide."""
+    job = desk.office.submit(spec=job_spec(gpus=1))
+    clock.jump(-300)
+    assert desk.cycle().decided, "what it left has its reasons stored, which wakes the next cycle"
+    assert not desk.cycle().decided, "its turn has not come"
+    clock.advance(300)
+    assert desk.cycle().placed == (job.id,)
+    assert not desk.cycle().decided
+
+
 def test_easy_goes_by_the_limits_that_job_files_declare(
     database: Database, clock: ManualClock, tmp_path: Path
 ) -> None:

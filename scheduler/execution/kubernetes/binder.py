@@ -206,6 +206,13 @@ class Binder:
             return GangResult(GangOutcome.UNSETTLED, members)
         return await self._undo(members)
 
+    async def undo_gang(self, bindings: Sequence[Binding]) -> GangResult:
+        """Delete those that these bindings bound, unless they run already: LOST once it is done."""
+        why = "its attempt was told to stop"
+        return await self._undo(
+            tuple(BindResult(binding, BindOutcome.NOT_DONE, why) for binding in bindings)
+        )
+
     async def _bind_all(self, bindings: Sequence[Binding]) -> tuple[BindResult, ...]:
         slots = asyncio.Semaphore(self._in_flight)
         lost = asyncio.Event()

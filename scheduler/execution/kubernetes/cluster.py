@@ -16,15 +16,20 @@ from scheduler.execution.kubernetes.members import membership
 from scheduler.execution.kubernetes.nodes import KubeNode, external_of, model_node
 from scheduler.execution.kubernetes.pods import Pod
 from scheduler.model.node import Node
-from scheduler.model.quantity import AttemptId, GpuId
+from scheduler.model.quantity import AttemptId
 
 Told = Callable[[], None]
 
 
 def attempt_of(pod: Pod) -> AttemptId | None:
-    """The attempt that a pod was bound or made for."""
-    written = pod.annotation(labels.ATTEMPT) or pod.label(labels.ATTEMPT)
-    return AttemptId(written) if written else None
+    """The attempt that a pod was bound for.
+
+    The marks come with the node, in one write. Those of a pod without a node, or with another uid
+    than they were written for, were copied from another pod.
+    """
+    if not pod.node_name or pod.annotation(labels.MARKED) != pod.ref.uid:
+        return None
+    return AttemptId(pod.annotation(labels.ATTEMPT)) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,44 @@ class NodeChanges:
     gone: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The pods of an attempt, as they are shown now.
+
+    Attributes:
+        bound: those that were bound for it, in the order in which they were first seen.
+        unbound: those that wait still, or are not yet seen to be bound.
+        total: how many it has, those that are gone included; 0 if that is not known.
+    """
+
+    bound: tuple[Pod, ...]
+    unbound: tuple[Pod, ...] = ()
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An attempt that the store holds room for.
+
+    Attributes:
+        members: `str(pod.ref)` of its pods; empty if they are not known.
+        nodes: where pods of it were seen.
+    """
+
+    members: dict[str, None]
+    nodes: set[str] = field(default_factory=set)
+
+    def has(self, key: str) -> bool:
+        """Whether the pod may be one of it."""
+        return not self.members or key in self.members
+
+
 @dataclass(slots=True)
 class Cluster:
     """The picture.
 
     Attributes:
-        told: called (in the loop's thread) when there is something to take in.
+        told: called, from any thread, when there is something to take in.
     """
 
     told: Told
@@ -60,7 +97,7 @@ class Cluster:
     _group_of: dict[str, str] = field(default_factory=dict)
     _repelling: dict[str, None] = field(default_factory=dict)
     _waiting: dict[str, None] = field(default_factory=dict)
-    _ours: dict[AttemptId, frozenset[GpuId]] = field(default_factory=dict)
+    _held: dict[AttemptId, _Held] = field(default_factory=dict)
     _changed_nodes: set[str] = field(default_factory=set)
     _lost: dict[str, None] = field(default_factory=dict)
     _pods_changed: bool = False
@@ -68,25 +105,28 @@ class Cluster:
 
     # --- What attempts are ours ------------------------------------------------------------------
 
-    def expect(self, attempt_id: AttemptId, gpus: Iterable[GpuId] = ()) -> None:
+    def expect(self, attempt_id: AttemptId, members: Iterable[str] = ()) -> None:
         """The store holds room for this attempt: its pods are no use by others.
 
         Args:
             attempt_id: the attempt.
-            gpus: what it holds; for GPUs without identity of their own, the places counted for it.
+            members: `str(pod.ref)` of its pods: no other one counts as its own, whatever its marks
+                say. Without them the marks are believed.
         """
         with self._lock:
-            known = attempt_id in self._ours
-            self._ours[attempt_id] = frozenset(gpus) or self._ours.get(attempt_id, frozenset())
-            if not known:
-                self._touch_nodes_of((attempt_id,))
+            if attempt_id not in self._held:
+                self._held[attempt_id] = _Held(dict.fromkeys(members))
+                for key in self._of_attempt.get(attempt_id, ()):
+                    self._touch(self._pods[key].node_name)
 
     def release(self, attempt_id: AttemptId) -> None:
         """The store holds nothing for it: pods of it that are still there are strangers'."""
         with self._lock:
-            self._ours.pop(attempt_id, None)
+            held = self._held.pop(attempt_id, None)
             self._watchers.pop(attempt_id, None)
-            self._touch_nodes_of((attempt_id,))
+            # Where others take more than was left, the GPUs it held are theirs now.
+            for node in held.nodes if held is not None else ():
+                self._touch(node)
         self.told()
 
     def watch(self, attempt_id: AttemptId, changed: Callable[[AttemptId], None]) -> None:
@@ -94,10 +134,17 @@ class Cluster:
         with self._lock:
             self._watchers[attempt_id] = changed
 
-    def pods_of(self, attempt_id: AttemptId) -> tuple[Pod, ...]:
-        """Its pods that are there, in the order in which they were first seen."""
+    def members(self, attempt_id: AttemptId) -> Members:
+        """Its pods that are there. O(pods of it)."""
         with self._lock:
-            return tuple(self._pods[key] for key in self._of_attempt.get(attempt_id, ()))
+            held = self._held.get(attempt_id, _STRAY)
+            keys = self._of_attempt.get(attempt_id, {})
+            waiting = (self._pods.get(key) for key in held.members if key not in keys)
+            return Members(
+                bound=tuple(self._pods[key] for key in keys if held.has(key)),
+                unbound=tuple(pod for pod in waiting if pod is not None and pod.waiting),
+                total=len(held.members),
+            )
 
     def attempts(self) -> tuple[AttemptId, ...]:
         """Every attempt that some pod names."""
@@ -128,7 +175,10 @@ class Cluster:
             self._pods_changed = True
 
     def take_lost(self, among: Collection[str]) -> tuple[str, ...]:
-        """Of these pods, those that were deleted, or ended, since they were last asked for."""
+        """Of these pods, those that are lost to their gang since this was last asked.
+
+        They were deleted, or have ended, or somebody else has bound them.
+        """
         with self._lock:
             lost = tuple(key for key in self._lost if key in among)
             self._lost.clear()
@@ -170,22 +220,22 @@ class Cluster:
 
     def _seen(self, name: str) -> Node:
         """The node, less what pods on it take that no attempt of the store holds."""
-        theirs, held = [], set[GpuId]()
+        theirs = []
         for key in sorted(self._on_node.get(name, ())):
             pod = self._pods[key]
-            attempt_id = attempt_of(pod)
-            if attempt_id is None or attempt_id not in self._ours:
+            if self._holder(key, pod) is None:
                 theirs.append(pod)
-                continue
-            held |= self._ours[attempt_id]
-            held |= {GpuId(gpu) for gpu in pod.annotation(labels.GPUS).split(",") if gpu}
-        return model_node(self._nodes[name], external_of(theirs), held)
+        return model_node(self._nodes[name], external_of(theirs))
 
-    def _touch_nodes_of(self, attempts: Iterable[AttemptId]) -> None:
-        for attempt_id in attempts:
-            for key in self._of_attempt.get(attempt_id, ()):
-                if self._pods[key].node_name:
-                    self._changed_nodes.add(self._pods[key].node_name)
+    def _holder(self, key: str, pod: Pod) -> _Held | None:
+        """What holds the room that the pod takes; None if that is used by others."""
+        attempt_id = attempt_of(pod)
+        held = None if attempt_id is None else self._held.get(attempt_id)
+        return held if held is not None and held.has(key) else None
+
+    def _touch(self, node: str) -> None:
+        if node:
+            self._changed_nodes.add(node)
 
     # --- What readers tell -----------------------------------------------------------------------
 
@@ -213,7 +263,7 @@ class Cluster:
             self._unlink(key, before)
             self._pods[key] = pod
             self._link(key, pod)
-            watchers = self._news(before, pod)
+            watchers = self._news(key, before, pod)
         self._tell(watchers)
 
     def pod_gone(self, key: str) -> None:
@@ -221,7 +271,7 @@ class Cluster:
         with self._lock:
             before = self._pods.pop(key, None)
             self._unlink(key, before)
-            watchers = self._news(before, None)
+            watchers = self._news(key, before, None)
         self._tell(watchers)
 
     def _tell(self, watchers: Mapping[AttemptId, Callable[[AttemptId], None]]) -> None:
@@ -254,7 +304,10 @@ class Cluster:
             self._of_group[group].pop(key, None)
             if not self._of_group[group]:
                 del self._of_group[group]
-        self._on_node[pod.node_name].discard(key)
+        if pod.takes_room:
+            self._on_node[pod.node_name].discard(key)
+            if not self._on_node[pod.node_name]:
+                del self._on_node[pod.node_name]
         attempt_id = attempt_of(pod)
         if attempt_id is not None:
             self._of_attempt[attempt_id].pop(key, None)
@@ -262,7 +315,7 @@ class Cluster:
                 del self._of_attempt[attempt_id]
 
     def _news(
-        self, before: Pod | None, after: Pod | None
+        self, key: str, before: Pod | None, after: Pod | None
     ) -> dict[AttemptId, Callable[[AttemptId], None]]:
         """Note what a change means; the watchers to tell."""
         watchers = {}
@@ -270,15 +323,32 @@ class Cluster:
             if pod is None:
                 continue
             attempt_id = attempt_of(pod)
-            if attempt_id in self._watchers:
+            if attempt_id is not None and attempt_id in self._watchers:
                 watchers[attempt_id] = self._watchers[attempt_id]
-            if pod.node_name and attempt_id not in self._ours:
-                self._changed_nodes.add(pod.node_name)
+            held = self._holder(key, pod)
+            if held is None:
+                self._touch(pod.node_name)
+            else:
+                held.nodes.add(pod.node_name)
             if pod.scheduler_name == labels.SCHEDULER_NAME:
                 self._pods_changed = True
-                if after is None or after.deleting or after.phase.terminal:
-                    self._lost[str(pod.ref)] = None
+                if not self._is_available(key):
+                    self._lost[key] = None
         return watchers
+
+    def available(self, key: str) -> bool:
+        """Whether the pod waits, or is bound for an attempt that the store holds."""
+        with self._lock:
+            return self._is_available(key)
+
+    def _is_available(self, key: str) -> bool:
+        pod = self._pods.get(key)
+        if pod is None or pod.deleting or pod.phase.terminal:
+            return False
+        return not pod.node_name or self._holder(key, pod) is not None
+
+
+_STRAY = _Held({})
 
 
 @dataclass(frozen=True, slots=True)

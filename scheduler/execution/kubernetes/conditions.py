@@ -53,6 +53,11 @@ async def set_condition(
     return str(changed["metadata"]["resourceVersion"])
 
 
+def says(seen: Scheduled | None, message: str) -> bool:
+    """Whether a pod's PodScheduled condition says this already."""
+    return seen == Scheduled("False", UNSCHEDULABLE, message[:_MESSAGE_MAX])
+
+
 class Conditions:
     """The PodScheduled conditions of pods that wait; each is written only when it changes.
 
@@ -67,7 +72,13 @@ class Conditions:
         self._written: OrderedDict[str, tuple[str, str]] = OrderedDict()
 
     async def waits(
-        self, pod: PodRef, message: str, *, seen: Scheduled | None, reason: str = UNSCHEDULABLE
+        self,
+        pod: PodRef,
+        message: str,
+        *,
+        seen: Scheduled | None,
+        reason: str = UNSCHEDULABLE,
+        version: str = "",
     ) -> bool:
         """Say on the pod why it has no node yet. Raises what requests raise.
 
@@ -76,6 +87,8 @@ class Conditions:
             message: for people; cut at 4,096 characters.
             seen: the condition it has, as far as is known.
             reason: UNSCHEDULABLE or SCHEDULER_ERROR.
+            version: only if the pod's resource version is still this one: nobody who was bound
+                meanwhile is said to wait.
 
         Returns:
             Whether anything was written.
@@ -95,7 +108,7 @@ class Conditions:
         }
         if seen is None or seen.status != "False":
             condition["lastTransitionTime"] = iso(self._clock.now()) or ""
-        if not await set_condition(self._server, pod, condition, Lane.REPORT):
+        if not await set_condition(self._server, pod, condition, Lane.REPORT, version=version):
             self.forget(pod)
             return False
         self._written[pod.uid] = told

@@ -1,24 +1,27 @@
 """Makes committed orders real on a cluster: binds the pods of a gang, and looks after them.
 
 The truth about an attempt is its pods, which carry its id from the moment they are bound. What
-this object remembers besides (what was told to stop, what was seen whole) only tells apart what
-pods cannot say: never bound from bound and gone.
+this object remembers besides (what was told to stop, what was seen whole, what may be under way)
+only tells apart what pods cannot say: never bound from bound and gone, or bound and not yet seen.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from scheduler.clock import Clock
-from scheduler.errors import HaversackError
+from scheduler.errors import FencedError, HaversackError, UnreachableError
 from scheduler.execution.kubernetes import labels
-from scheduler.execution.kubernetes.binder import Binder, Binding, GangOutcome
-from scheduler.execution.kubernetes.cluster import Cluster
+from scheduler.execution.kubernetes.binder import Binder, Binding, GangOutcome, GangResult
+from scheduler.execution.kubernetes.cluster import Cluster, Members
 from scheduler.execution.kubernetes.evict import Evictor, EvictOutcome
 from scheduler.execution.kubernetes.pods import Phase as PodPhase
 from scheduler.execution.kubernetes.pods import Pod, PodRef
+from scheduler.execution.kubernetes.raw import count_in
 from scheduler.model.execution import (
     AttemptObservation,
     LaunchOrder,
@@ -65,36 +68,83 @@ class KubernetesExecutor:
         self._synced = synced
         self._stopped: dict[AttemptId, EndCause] = {}
         self._whole: dict[AttemptId, int] = {}
+        self._unsettled: set[AttemptId] = set()
+        self._asked: set[Future[Any]] = set()
+        self._asking = threading.Lock()
+        self._closed = False
+
+    def resume(self, attempt_id: AttemptId, members: Iterable[str], *, whole: bool) -> None:
+        """Take over an attempt that was launched, or decided on, before this daemon started.
+
+        Args:
+            attempt_id: the attempt.
+            members: `namespace/name/uid` of its pods, as far as they are known.
+            whole: whether all of them ran already.
+        """
+        keys = tuple(members)
+        self._cluster.expect(attempt_id, keys)
+        if whole:
+            self._whole[attempt_id] = max(1, len(keys))
 
     def launch(self, order: LaunchOrder) -> Receipt:
-        """Bind the gang's pods, all or none. Repeating it completes what was begun."""
+        """Bind the gang's pods, all or none. Repeating it completes what was begun.
+
+        If the attempt was told to stop meanwhile, what is bound of it is deleted instead.
+
+        Raises:
+            UnreachableError: the daemon is shutting down.
+        """
         attempt_id = order.attempt_id
-        if attempt_id in self._stopped:
-            return Receipt(Outcome.REFUSED, "it was told to stop before it was bound")
         if not all(task.member for task in order.tasks):
             return Receipt(Outcome.REFUSED, "jobs without pods of their own cannot be launched yet")
-        self._cluster.expect(attempt_id, (gpu for task in order.tasks for gpu in task.gpu_ids))
-        bindings = [_binding(order, task) for task in order.tasks]
-        result = self._ask(self._binder.bind_gang(bindings))
+        try:
+            bindings = [_binding(order, task) for task in order.tasks]
+        except ValueError as error:
+            return Receipt(Outcome.REFUSED, str(error))
+        self._cluster.expect(attempt_id, (task.member for task in order.tasks))
+        # First this, then the look at what was stopped: `stop` looks the other way round.
+        self._unsettled.add(attempt_id)
+        if attempt_id in self._stopped:
+            result = self._ask(self._binder.undo_gang(bindings))
+        else:
+            result = self._ask(self._binder.bind_gang(bindings))
+        receipt = self._launched(attempt_id, result)
+        if receipt.outcome is not Outcome.UNKNOWN:
+            self._unsettled.discard(attempt_id)
+        return receipt
+
+    def _launched(self, attempt_id: AttemptId, result: GangResult) -> Receipt:
         match result.outcome:
             case GangOutcome.WHOLE:
-                self._whole[attempt_id] = len(bindings)
+                self._whole[attempt_id] = len(result.members)
                 return Receipt(Outcome.DONE)
             case GangOutcome.LOST:
                 if result.kept:
                     return Receipt(Outcome.DONE, result.message)  # what runs is seen to its end
                 self._cluster.release(attempt_id)
                 return Receipt(Outcome.REFUSED, result.message)
-            case GangOutcome.STALE | GangOutcome.UNSETTLED:
+            case GangOutcome.STALE:
+                raise FencedError(f"another leader has taken over: {result.message}")
+            case GangOutcome.UNSETTLED:
                 return Receipt(Outcome.UNKNOWN, result.message)
 
     def stop(self, order: StopOrder) -> Receipt:
-        """Delete the attempt's pods; whatever of it is not bound yet never will be."""
+        """Delete the attempt's pods; whatever of it is not bound yet never will be.
+
+        Raises:
+            UnreachableError: the daemon is shutting down.
+        """
         self._stopped[order.attempt_id] = order.cause
         if not self._synced():
             return Receipt(Outcome.UNKNOWN, "the cluster has not been read yet")
-        left = [pod for pod in self._cluster.pods_of(order.attempt_id) if not _ended(pod)]
+        found = self._cluster.members(order.attempt_id)
+        left = [pod for pod in found.bound if not pod.phase.terminal]
+        if order.attempt_id in self._whole:
+            left += found.unbound  # we have bound them; that is not seen yet
         troubles = self._ask(self._delete_all(left, order))
+        if order.attempt_id in self._unsettled:
+            # The launch is asked for until it is settled, and undoes what it finds bound.
+            troubles.append("its launch is under way")
         if troubles:
             return Receipt(Outcome.UNKNOWN, "; ".join(troubles))
         return Receipt(Outcome.DONE)
@@ -123,38 +173,55 @@ class KubernetesExecutor:
 
         An attempt is RUNNING once every pod runs or has run, and over when none is left that may
         still do something: EXITED when every pod that it ever had tells how it ended, else
-        VANISHED. While some of its pods are not bound yet, it is UNCLAIMED: it can be completed.
+        VANISHED. While some of its pods are not bound yet, or its launch is not settled, it is
+        UNCLAIMED: it can be completed.
         """
         if not self._synced():
             return self._seen(attempt_id, Phase.UNKNOWN, "the cluster has not been read yet")
-        pods = self._cluster.pods_of(attempt_id)
-        wanted = max([self._whole.get(attempt_id, 0), *(_tasks(pod) for pod in pods)])
-        if not pods:
-            if attempt_id in self._whole:
-                return self._seen(attempt_id, Phase.VANISHED, "its pods were deleted")
-            if attempt_id in self._stopped:
-                return self._seen(attempt_id, Phase.ABSENT, "it was stopped before it was bound")
-            return self._seen(attempt_id, Phase.UNCLAIMED, "none of its pods is bound")
-        left = [pod for pod in pods if not _ended(pod)]
-        if len(pods) >= wanted:
+        found = self._cluster.members(attempt_id)
+        bound = found.bound
+        wanted = max([found.total, self._whole.get(attempt_id, 0), *map(_tasks, bound)])
+        if bound and len(bound) >= wanted:
             self._whole[attempt_id] = wanted
-        if not left:
-            if len(pods) >= wanted:
-                return self._over(attempt_id, pods)
+            self._unsettled.discard(attempt_id)
+        whole, stopped = attempt_id in self._whole, attempt_id in self._stopped
+        if attempt_id in self._unsettled:
+            return self._seen(attempt_id, Phase.UNCLAIMED, "its launch is not settled")
+        unseen = found.unbound if whole else ()
+        if unseen or any(not pod.phase.terminal for pod in bound):
+            if not whole and not stopped:
+                missing = wanted - len(bound)
+                return self._seen(attempt_id, Phase.UNCLAIMED, f"{missing} pods are not bound")
+            return self._alive(attempt_id, bound, seen_all=not unseen)
+        return self._none_left(attempt_id, found, wanted)
+
+    def _none_left(self, attempt_id: AttemptId, found: Members, wanted: int) -> AttemptObservation:
+        """Nothing of it does anything now."""
+        whole, stopped = attempt_id in self._whole, attempt_id in self._stopped
+        if found.bound and len(found.bound) >= wanted:
+            return self._over(attempt_id, found.bound)
+        if whole or (found.bound and (stopped or not found.unbound)):
             return self._seen(attempt_id, Phase.VANISHED, "some of its pods were deleted")
-        if attempt_id not in self._whole and attempt_id not in self._stopped:
-            missing = wanted - len(pods)
-            return self._seen(attempt_id, Phase.UNCLAIMED, f"{missing} of its pods are not bound")
-        started = all(pod.phase in (PodPhase.RUNNING, *_TERMINAL) for pod in pods)
+        if stopped:
+            return self._seen(attempt_id, Phase.ABSENT, "it was stopped before it was bound")
+        missing = wanted - len(found.bound)
+        return self._seen(attempt_id, Phase.UNCLAIMED, f"{missing} pods are not bound")
+
+    def _alive(
+        self, attempt_id: AttemptId, bound: Sequence[Pod], *, seen_all: bool
+    ) -> AttemptObservation:
+        """Some of it may still do something."""
+        ran = (PodPhase.RUNNING, PodPhase.SUCCEEDED, PodPhase.FAILED)
+        started = seen_all and all(pod.phase in ran for pod in bound)
         return self._seen(
             attempt_id,
             Phase.RUNNING if started else Phase.STARTING,
-            started_at=max(pod.started_at for pod in pods) if started else None,
+            started_at=max(pod.started_at for pod in bound) if started else None,
         )
 
     def _over(self, attempt_id: AttemptId, pods: Sequence[Pod]) -> AttemptObservation:
         """Every pod has ended and says how."""
-        ranks = sorted(pods, key=lambda pod: (int(pod.annotation(labels.RANK) or 0), str(pod.ref)))
+        ranks = sorted(pods, key=lambda pod: (_rank(pod), str(pod.ref)))
         exits = tuple(RankExit(rank, *_exit(pod)) for rank, pod in enumerate(ranks))
         failed = [rank for rank, pod in enumerate(ranks) if pod.phase is not PodPhase.SUCCEEDED]
         first = min(failed, key=lambda rank: _ended_at(ranks[rank]), default=None)
@@ -194,18 +261,42 @@ class KubernetesExecutor:
         """Its end is stored."""
         self._stopped.pop(attempt_id, None)
         self._whole.pop(attempt_id, None)
+        self._unsettled.discard(attempt_id)
         self._cluster.release(attempt_id)
 
+    def close(self) -> None:
+        """Give up what is under way: its outcome is unknown, and the next start looks at it.
+
+        Whoever waits for an answer in a thread gets an error, now and from now on.
+        """
+        with self._asking:
+            self._closed = True
+            asked = tuple(self._asked)
+        for each in asked:
+            each.cancel()
+
     def _ask(self, request: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(request, self._loop).result()
-
-
-_TERMINAL = (PodPhase.SUCCEEDED, PodPhase.FAILED)
+        """What a request answers. Raises UnreachableError once this is closed."""
+        with self._asking:
+            if self._closed:
+                request.close()
+                raise UnreachableError("the daemon is shutting down")
+            asked = asyncio.run_coroutine_threadsafe(request, self._loop)
+            self._asked.add(asked)
+        try:
+            return asked.result()
+        except CancelledError as error:
+            raise UnreachableError("the daemon is shutting down") from error
+        finally:
+            with self._asking:
+                self._asked.discard(asked)
 
 
 def _binding(order: LaunchOrder, task: LaunchTask) -> Binding:
     """One pod's way to its node, with the marks by which it is known again."""
+    pod = PodRef.parse(task.member)
     marks = {
+        labels.MARKED: pod.uid,
         labels.JOB: str(order.job_id),
         labels.ATTEMPT: str(order.attempt_id),
         labels.EPOCH: str(order.epoch),
@@ -214,11 +305,7 @@ def _binding(order: LaunchOrder, task: LaunchTask) -> Binding:
     }
     if task.gpu_ids:
         marks[labels.GPUS] = ",".join(task.gpu_ids)
-    return Binding(PodRef.parse(task.member), task.node_name, marks)
-
-
-def _ended(pod: Pod) -> bool:
-    return pod.phase.terminal
+    return Binding(pod, task.node_name, marks)
 
 
 def _ended_at(pod: Pod) -> UtcSeconds:
@@ -227,8 +314,12 @@ def _ended_at(pod: Pod) -> UtcSeconds:
 
 def _tasks(pod: Pod) -> int:
     """How many pods its attempt has; 1 where that is not told."""
-    written = pod.annotation(labels.TASKS)
-    return int(written) if written.isdecimal() else 1
+    return count_in(pod.annotation(labels.TASKS)) or 1
+
+
+def _rank(pod: Pod) -> int:
+    """Which of them it is; 0 where that is not told."""
+    return count_in(pod.annotation(labels.RANK)) or 0
 
 
 def _exit(pod: Pod) -> tuple[int | None, int | None]:

@@ -17,7 +17,7 @@ import structlog
 from scheduler.clock import Clock
 from scheduler.errors import FencedError, HaversackError
 from scheduler.execution.backoff import delays_s
-from scheduler.execution.kubernetes.cluster import Cluster
+from scheduler.execution.kubernetes.cluster import Cluster, NodeChanges
 from scheduler.execution.kubernetes.pods import Pod
 from scheduler.model.outside import OutsideGang, OutsideStore
 from scheduler.model.quantity import JobId, NodeId
@@ -29,6 +29,7 @@ GATHER_S = 0.02
 AGAIN_S = 2.0
 """Gangs with lost members are looked at again after so long, until the store has seen their end."""
 
+_LOST = "some of its pods are gone, or were bound by somebody else"
 OWNERS_S = 10.0
 """What says how large a gang is may come, or change, without news of a pod: it is read again."""
 
@@ -60,7 +61,7 @@ class Gatherer(Protocol):
 
 
 class Follower:
-    """Takes in what the cluster shows.
+    """Takes in what the cluster shows. Make it in the event loop.
 
     Args:
         cluster: the picture; its `told` must call `wake`.
@@ -91,7 +92,9 @@ class Follower:
         self._clock = clock
         self._report = report
         self._sleep = sleep
+        self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self._woken = False
         self._node_ids: dict[str, NodeId] = {}
         self._gang_of: dict[str, str] = {}
         self._members: dict[str, tuple[str, ...]] = {}
@@ -100,8 +103,10 @@ class Follower:
         self._incomplete = False
 
     def wake(self) -> None:
-        """There is news. Call it in the event loop's thread."""
-        self._wake.set()
+        """There is news. Call it from any thread."""
+        if not self._woken:  # many come at once: one of them is enough
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._wake.set)
 
     def members(self) -> Mapping[JobId, tuple[str, ...]]:
         """The pods of every job that was taken in and has not been seen to end."""
@@ -117,6 +122,9 @@ class Follower:
         for key, job in (await self._store.open_gangs()).items():
             self._remember(key, job.job_id, job.members)
         self._suspects = {key for key in self._members if not self._whole(key)}
+        self._node_ids = dict(await self._store.node_ids())
+        # Some may have left while nobody looked.
+        self._cluster.give_back(NodeChanges(seen=(), gone=tuple(self._node_ids)))
         await self._step()
 
     async def run(self) -> None:
@@ -130,14 +138,18 @@ class Follower:
             with suppress(TimeoutError):  # then it is time to look again
                 await asyncio.wait_for(self._wake.wait(), self._rest_s())
             await self._sleep(GATHER_S)
+            self._woken = False
             self._wake.clear()
             try:
                 await self._step()
             except FencedError:
                 raise
-            except HaversackError as error:
+            except Exception as error:
                 self.trouble = f"what the cluster shows was not taken in: {error}"
-                log.warning("cluster not taken in; trying again", why=str(error))
+                if isinstance(error, HaversackError):
+                    log.warning("cluster not taken in; trying again", why=str(error))
+                else:
+                    log.exception("cluster not taken in; trying again")
                 await self._sleep(next(delays))
                 self._wake.set()
             else:
@@ -190,6 +202,8 @@ class Follower:
                     self._remember(gang.key, made[gang.key], gang.members)
             self._report(found.waiting)
             self._incomplete = bool(found.waiting)
+        else:
+            self._incomplete = False
         for key in self._cluster.take_lost(self._gang_of):
             self._suspects.add(self._gang_of[key])
 
@@ -206,14 +220,13 @@ class Follower:
             elif job.waiting:
                 lost.append(key)
         if lost:
-            await self._store.withdraw(lost, "some of its pods are gone", self._clock.now())
+            await self._store.withdraw(lost, _LOST, self._clock.now())
             for key in lost:
                 self._forget(key)
 
     def _whole(self, key: str) -> bool:
-        """Whether every member is there and has not ended."""
-        pods = [self._cluster.pod(member) for member in self._members[key]]
-        return all(pod is not None and not pod.phase.terminal and not pod.deleting for pod in pods)
+        """Whether every member waits or is bound by us."""
+        return all(map(self._cluster.available, self._members[key]))
 
     def _remember(self, key: str, job_id: JobId, members: Iterable[str]) -> None:
         self._members[key] = tuple(members)
@@ -226,3 +239,6 @@ class Follower:
         for member in self._members.pop(key, ()):
             if self._gang_of.get(member) == key:
                 del self._gang_of[member]
+        # Those that are left may be part of another gang, and must be told what becomes of them.
+        self._cluster.pods_not_taken()
+        self.wake()

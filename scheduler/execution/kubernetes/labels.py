@@ -24,6 +24,8 @@ TASKS: Final = PREFIX + "tasks"
 """How many pods the attempt has: by it a restarted daemon knows a whole gang."""
 RANK: Final = PREFIX + "rank"
 """Which task of its attempt the pod is, from 0."""
+MARKED: Final = PREFIX + "marked"
+"""The uid of the pod that our marks were written on: a copy of the pod has another one."""
 TOPOLOGY: Final = PREFIX + "topology"
 """On a pod, how close its gang must be (`same-rack`); on a node, the agent's link matrix (JSON)."""
 

@@ -7,13 +7,14 @@ which version of an API the server has is asked once a minute.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from scheduler.execution.kubernetes.owners import Owner, OwnerKey, owner_of
 from scheduler.execution.kubernetes.pods import Pod
-from scheduler.execution.kubernetes.raw import mapping, mappings, text
+from scheduler.execution.kubernetes.raw import Json, mapping, mappings, text
 from scheduler.execution.kubernetes.server import ApiServer, Document, RejectedError
 from scheduler.execution.kubernetes.unmodelled import Claim, claim_of, counted_drivers
 
@@ -23,6 +24,9 @@ V = TypeVar("V")
 _OBJECT_S = 5.0
 _VERSIONS_S = 60.0
 _KEPT_MAX = 20_000
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+"""What a name may be (a DNS subdomain); users write others where they point at objects, and those
+must not lead to another path."""
 _NO_DRIVERS: frozenset[str] = frozenset()
 
 
@@ -59,6 +63,7 @@ class Lookup:
         self._server = server
         self._objects: _Kept[str, Document | None] = _Kept(_OBJECT_S)
         self._places: _Kept[tuple[str, str], str | None] = _Kept(_VERSIONS_S)
+        self._finding_places = asyncio.Lock()
 
     async def owners(self, keys: Iterable[OwnerKey]) -> dict[OwnerKey, Owner]:
         """What these objects say; those that are not there, or not for us to see, are left out."""
@@ -67,11 +72,12 @@ class Lookup:
         return {key: owner for key, owner in zip(wanted, found, strict=True) if owner is not None}
 
     async def _owner(self, key: OwnerKey) -> Owner | None:
-        place = await self._place(key.group, key.kind)
+        async with self._finding_places:  # one asks, however many pods want to know
+            place = await self._place(key.group, key.kind)
         if place is None:
             return None
         path, plural = place.rsplit("/", 1)
-        raw = await self._object(f"{path}/namespaces/{key.namespace}/{plural}/{key.name}")
+        raw = await self._named(f"{path}/namespaces/{key.namespace}/{plural}", key.name)
         return None if raw is None else owner_of(raw)
 
     async def _place(self, group: str, kind: str) -> str | None:
@@ -103,18 +109,16 @@ class Lookup:
         return {each: claim for each, claim in zip(wanted, found, strict=True) if claim is not None}
 
     async def _claim(self, namespace: str, name: str, counted: frozenset[str]) -> Claim | None:
-        claim = await self._object(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}")
+        claim = await self._named(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims", name)
         if claim is None:
             return None
         spec = mapping(claim.get("spec"))
         volume_name, class_name = text(spec.get("volumeName")), text(spec.get("storageClassName"))
         volume = storage_class = None
         if volume_name:
-            volume = await self._object(f"/api/v1/persistentvolumes/{volume_name}")
+            volume = await self._named("/api/v1/persistentvolumes", volume_name)
         if class_name:
-            storage_class = await self._object(
-                f"/apis/storage.k8s.io/v1/storageclasses/{class_name}"
-            )
+            storage_class = await self._named("/apis/storage.k8s.io/v1/storageclasses", class_name)
         return claim_of(claim, volume, storage_class, counted)
 
     async def _counted_drivers(self) -> frozenset[str]:
@@ -123,10 +127,14 @@ class Lookup:
             return _NO_DRIVERS
         return counted_drivers(each for _, each in mappings(nodes.get("items")))
 
-    async def device_classes(self) -> tuple[Document, ...]:
+    async def device_classes(self) -> tuple[Json, ...]:
         """All DeviceClasses; none where the server has or shows none."""
         found = await self._object("/apis/resource.k8s.io/v1/deviceclasses")
         return () if found is None else tuple(each for _, each in mappings(found.get("items")))
+
+    async def _named(self, path: str, name: str) -> Document | None:
+        """The object of this name; none if nothing can have that name."""
+        return await self._object(f"{path}/{name}") if _NAME.fullmatch(name) else None
 
     async def _object(self, path: str) -> Document | None:
         kept = self._objects.get(path)

@@ -253,6 +253,7 @@ _ANNOTATIONS_READ = frozenset(
         labels.GPUS,
         labels.TASKS,
         labels.RANK,
+        labels.MARKED,
         labels.TOPOLOGY,
         *labels.VOLCANO_GROUPS,
         labels.VOLCANO_MIN_MEMBER,

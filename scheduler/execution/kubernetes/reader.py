@@ -65,7 +65,8 @@ class Pace:
         watch_s: how long a watch may last; the server ends it (up to twice that, jittered).
         silence_s: without a byte for so long a watch counts as dead; above the bookmark period
             (about 60 s), or every quiet watch would be cut.
-        relist_s: a whole list at least so often, for events that were lost on the way.
+        relist_s: a whole list at least so often, for events that were lost on the way. While it
+            runs (about 3 s of CPU for 20,000 pods) changes wait, so not much more often.
         sync_s: how long the first events of a streamed list may take.
         page: objects per page where lists are not streamed.
     """
@@ -140,7 +141,8 @@ class Reader(Generic[T]):
         self._sink = sink
         self._query = dict(query or {})
         self._pace = pace or Pace()
-        self._jitter = jitter or np.random.Generator(np.random.PCG64(0))
+        # Unseeded by default: replicas that draw alike would come back all at once.
+        self._jitter = jitter or np.random.Generator(np.random.PCG64())
         self._sleep = sleep
         self._known: dict[str, int] = {}
         self._graves: dict[str, int] = {}

@@ -7,12 +7,12 @@ and the server's lane for reports bounds how fast turns come.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
 from scheduler.errors import HaversackError
-from scheduler.execution.kubernetes.conditions import Conditions
+from scheduler.execution.kubernetes.conditions import Conditions, says
 from scheduler.execution.kubernetes.events import Events
 from scheduler.execution.kubernetes.pods import Pod
 
@@ -22,49 +22,55 @@ _AT_ONCE = 4
 
 
 class Teller:
-    """Writes messages onto pods, each only when it is news.
+    """Writes messages onto pods, each only when the pod does not say it already.
 
     Args:
         conditions: writes PodScheduled.
         events: writes events.
+        current: a pod as it is now, by `str(pod.ref)`; None if it is gone.
     """
 
-    def __init__(self, conditions: Conditions, events: Events) -> None:
+    def __init__(
+        self, conditions: Conditions, events: Events, current: Callable[[str], Pod | None]
+    ) -> None:
         self._conditions = conditions
         self._events = events
-        self._told: dict[str, str] = {}
-        self._next: dict[str, tuple[Pod, str]] = {}
+        self._current = current
+        self._next: dict[str, str] = {}
         self._news = asyncio.Event()
 
     def wait_for(self, messages: Iterable[tuple[Pod, str]]) -> None:
         """These pods wait, for these reasons. Call it in the event loop's thread."""
         for pod, message in messages:
             key = str(pod.ref)
-            if self._told.get(key) != message:
-                self._next[key] = (pod, message)
+            if says(pod.scheduled, message):
+                self._next.pop(key, None)
+            else:
+                self._next[key] = message
                 self._news.set()
 
-    def forget(self, key: str) -> None:
-        """The pod waits no longer."""
-        self._told.pop(key, None)
-        self._next.pop(key, None)
-
     async def run(self) -> None:
-        """Tell until cancelled."""
+        """Tell until cancelled. No pod and no fault of the server ends it."""
         while True:
             await self._news.wait()
             self._news.clear()
             while self._next:
                 keys = list(self._next)[:_AT_ONCE]
-                batch = [(key, *self._next.pop(key)) for key in keys]
+                batch = [(key, self._next.pop(key)) for key in keys]
                 await asyncio.gather(*(self._tell(*each) for each in batch))
 
-    async def _tell(self, key: str, pod: Pod, message: str) -> None:
-        self._told[key] = message
+    async def _tell(self, key: str, message: str) -> None:
+        pod = self._current(key)
+        if pod is None or not pod.waiting:
+            return
         try:
-            if await self._conditions.waits(pod.ref, message, seen=pod.scheduled):
+            written = await self._conditions.waits(
+                pod.ref, message, seen=pod.scheduled, version=pod.version
+            )
+            if written:
                 await self._events.waits(pod.ref, message)
         except HaversackError as error:
             # The next decision tells it again; a report that fails must not stop anything.
-            self._told.pop(key, None)
             log.warning("a pod was not told why it waits", pod=key, why=str(error))
+        except Exception:
+            log.exception("a pod cannot be told why it waits", pod=key)

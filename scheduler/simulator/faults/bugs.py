@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import true
 
-from scheduler import cycle
+from scheduler import conductor, cycle
 from scheduler.allocation import verify
 from scheduler.execution import apply, reconcile, watch
 from scheduler.model.lifecycle import JobEvent
@@ -34,6 +34,7 @@ from scheduler.simulator.faults.mistakes import (
     nothing,
     only_the_first_pass,
     only_the_places,
+    only_the_timer,
     places_what_is_left,
     reopens,
     requeues_for_ever,
@@ -155,6 +156,11 @@ BUGS: dict[str, Bug] = {
         "18",
         "a job whose turn lies ahead after the clock was set back is not waited for",
         _wrong(cycle, "_outlook", blind_outlook),
+    ),
+    "turn-swallowed": Bug(
+        "18",
+        "a cycle that something else woke does not see that a job may start by now",
+        _wrong(conductor, "run_cycle", only_the_timer),
     ),
     "bad-places-given-out": Bug(
         "21, 23",

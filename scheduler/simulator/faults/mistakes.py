@@ -316,13 +316,20 @@ def sums_stay(_right: Any) -> Any:
 def blind_outlook(right: Wrong) -> Wrong:
     """As before the simulation found it: whose turn lies in the clock's future is not awaited."""
 
-    def outlook(found: Any, decided_at: Any, _now: Any) -> Any:
+    def outlook(found: Any, now: Any) -> Any:
         waiting = {
-            key: job
-            for key, job in found.waiting.items()
-            if job.eligible_at > decided_at and job.eligible_at > job.submitted_at
+            key: job for key, job in found.waiting.items() if job.eligible_at > job.submitted_at
         }
-        told = right(replace(found, waiting=waiting), decided_at, decided_at)
+        told = right(replace(found, waiting=waiting), now)
         return replace(told, waiting=len(found.waiting))
 
     return outlook
+
+
+def only_the_timer(right: Wrong) -> Wrong:
+    """Only the timer tells that a job may start now; what wakes a cycle before it swallows that."""
+
+    async def run(context: Any, before: Any, *, force: bool) -> Any:
+        return await right(context, replace(before, awaited_at=None), force=force)
+
+    return run

@@ -143,7 +143,19 @@ async def _answers(client: Client, namespace: str, seed: int) -> tuple[list[Any]
     query = {"resourceVersion": version, "timeoutSeconds": 2}
     async with client.watch(path, **query) as watch:
         events = [(event["type"], _plain(event["object"])) for event in await watch.rest()]
-    return told, events
+    return told, _telling(events)
+
+
+def _telling(events: list[tuple[str, Json]]) -> list[tuple[str, Json]]:
+    """The events that change something: managed fields, which the fake has not, are left out."""
+    last: dict[str, tuple[str, Json]] = {}
+    kept = []
+    for event in events:
+        name = event[1]["metadata"]["name"]
+        if last.get(name, ("", {}))[1] != event[1] or event[0] != "MODIFIED":
+            kept.append(event)
+        last[name] = event
+    return kept
 
 
 @pytest.mark.cluster
@@ -155,9 +167,8 @@ def test_random_deeds(plane: ControlPlane, seed: int) -> None:
             real = await _answers(client, namespace, seed)
         async with FakeApiServer() as fake, Client(fake.access) as client:
             faked = await _answers(client, namespace, seed)
-        for theirs, ours in zip(real[0], faked[0], strict=True):
+        for theirs, ours in zip(real[0] + real[1], faked[0] + faked[1], strict=True):
             assert ours == theirs
-        assert faked[1] == real[1]
         assert {answer[3] for answer in real[0]} >= {200, 201, 404, 409, 422}
 
     asyncio.run(act())

@@ -405,10 +405,12 @@ def test_nodes_are_told_by_what_changed(world: OutsideWorld) -> None:
     assert {found.id: found for found in delta.nodes} == {A.id: smaller, c.id: c}
     assert view.apply(delta) == _snapshot(world)
     assert world.run(world.outside.sync_nodes([smaller], [], NOW)) == 0
+    assert world.run(world.outside.node_ids()) == {"a": A.id, "b": B.id, "c": c.id}
     gone = [B.id, NodeId("n-unheard-of"), B.id]
     assert world.run(world.outside.sync_nodes([], gone, NOW)) == 1
     assert world.run(world.outside.sync_nodes([], gone, NOW)) == 0
     assert _snapshot(world).nodes == {A.id: smaller, c.id: c}
+    assert world.run(world.outside.node_ids()) == {"a": A.id, "c": c.id}
     assert world.run(world.outside.sync_nodes([B], [], NOW)) == 1
     assert _snapshot(world).nodes == {A.id: smaller, B.id: B, c.id: c}
     world.assert_sound()

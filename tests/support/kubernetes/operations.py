@@ -299,7 +299,8 @@ class Operations:
         key = _key(target)
         done = "deletionTimestamp" in metadata and not metadata.get("deletionGracePeriodSeconds")
         if done and not metadata.get("finalizers") and not dry:
-            self._storage.remove(resource.shelf, key, last=new)
+            # The event of the removal shows the object as it was stored, finalizers and all.
+            self._storage.remove(resource.shelf, key)
             return _shown(resource, new)
         return _shown(resource, self._put(resource, key, new, dry=dry))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -352,15 +351,17 @@ def graceful(pod: Json, wanted_s: int | None, stamp: Callable[[int], str]) -> Js
         stamp: RFC 3339 time so many seconds from now.
     """
     metadata = pod["metadata"]
-    grace = wanted_s
-    if grace is None:
-        grace = pod["spec"].get("terminationGracePeriodSeconds", 0)
-    if not pod["spec"].get("nodeName") or pod["status"].get("phase") in TERMINAL:
-        grace = 0
-    before = metadata.get("deletionGracePeriodSeconds", math.inf)
-    if "deletionTimestamp" in metadata and (wanted_s is None or grace >= before) and grace:
-        return None
     first = "deletionTimestamp" not in metadata
+    if not first:
+        # What is on its way out already can only be hurried.
+        if wanted_s is None or wanted_s >= metadata["deletionGracePeriodSeconds"]:
+            return None
+        grace = wanted_s
+    elif not pod["spec"].get("nodeName") or pod["status"].get("phase") in TERMINAL:
+        grace = 0
+    else:
+        own = pod["spec"].get("terminationGracePeriodSeconds", 0)
+        grace = own if wanted_s is None else wanted_s
     return {
         **pod,
         "metadata": {

@@ -144,15 +144,14 @@ class Storage:
         self._publish(shelf, Change(self.version, stored, before))
         return stored
 
-    def remove(self, name: tuple[str, str], key: Key, *, last: Json | None = None) -> Json:
+    def remove(self, name: tuple[str, str], key: Key) -> Json:
         """Take an object out; its last form, at the version of the removal."""
         shelf = self.shelf(name)
         before = shelf.objects.pop(key)
         self.version += 1
-        final = last or before
         gone = {
-            **final,
-            "metadata": {**final["metadata"], "resourceVersion": str(self.version)},
+            **before,
+            "metadata": {**before["metadata"], "resourceVersion": str(self.version)},
         }
         self._publish(shelf, Change(self.version, None, before, gone))
         return gone

@@ -263,6 +263,31 @@ def test_who_is_stopped_makes_room_where_the_job_may_sit(preemption: Preemption)
     assert [eviction.attempt_id for eviction in plan.evictions] == [live[0].id]
 
 
+def evicting(nodes: Sequence[Node], job: WaitingJob, live: Sequence[LiveAttempt]) -> list[str]:
+    """Who is stopped for the job."""
+    profile = replace(KNAPSACK, preemption=Preemption.EVICT)
+    plan = decided(nodes, [job], live, profile)
+    assert len(plan.reservations) == len(plan.evictions) > 0
+    return [eviction.attempt_id for eviction in plan.evictions]
+
+
+def test_the_cheapest_victim_is_no_use_where_the_job_may_not_sit() -> None:
+    nodes = [on(make_node("a", gpus=1), kind="slow"), on(make_node("b", gpus=1), kind="fast")]
+    live = [occupy(node, [0]) for node in nodes]
+    live[0] = replace(live[0], job=replace(live[0].job, priority=1))
+    job = make_job("f", sited(shape(1), FAST), priority=100)
+    assert evicting(nodes, job, live) == [live[1].id]
+
+
+def test_whoever_holds_the_port_is_stopped_for_it() -> None:
+    node = on(make_node("a"), extras=(("pods", 9),))
+    live = [occupy(node, [0]), occupy(node, [1])]
+    task = replace(live[1].tasks[0], extras=(("pods", 1), *PORT))
+    live[1] = replace(live[1], tasks=(task,))
+    job = make_job("p", sited(shape(1), extras=PORT), priority=100)
+    assert evicting([node], job, live) == [live[1].id]
+
+
 # --- The verifier -------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from scheduler.model.site import (
     resource_label,
     scaled,
     unit_size,
+    whole_number,
 )
 
 LABELS = {"gpu": "a100", "cores": "64", "empty": ""}
@@ -47,10 +48,41 @@ LABELS = {"gpu": "a100", "cores": "64", "empty": ""}
         ("cores", Operator.GREATER, ("many",), False),
         ("cores", Operator.LESS, (), False),
         ("none", Operator.LESS, ("9",), False),
+        ("cores", Operator.GREATER, ("6_3",), False),
     ],
 )
 def test_operators(key: str, operator: Operator, values: tuple[str, ...], met: bool) -> None:  # noqa: FBT001
     assert Requirement(key, operator, values).met_by(LABELS) is met
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [
+        ("0", 0),
+        ("-0", 0),
+        ("+1", 1),
+        ("-17", -17),
+        ("007", 7),
+        ("0" * 60 + "7", 7),
+        ("9223372036854775807", 2**63 - 1),
+        ("9223372036854775808", None),
+        ("-9223372036854775808", -(2**63)),
+        ("-9223372036854775809", None),
+        ("10000000000000000000000", None),
+        ("", None),
+        ("+", None),
+        ("--1", None),
+        ("1_0", None),
+        (" 1", None),
+        ("1\n", None),
+        ("1.0", None),
+        ("0x1", None),
+        ("\u0661", None),
+        ("\u00b2", None),
+    ],
+)
+def test_numbers_are_those_of_go(written: str, number: int | None) -> None:
+    assert whole_number(written) == number
 
 
 def test_a_term_asks_for_all_of_its_requirements_and_none_is_met_by_nobody() -> None:

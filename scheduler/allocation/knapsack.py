@@ -54,14 +54,6 @@ from scheduler.model.columns import Floats
 from scheduler.model.quantity import WHOLE_GPU_MILLI
 
 Terms = list[tuple[Any, float]]
-TORN = 1e-3
-"""Parts of a gang below which a start counts as whole."""
-NEGLIGIBLE = 5e-4
-"""Share of the objective that may stay torn."""
-PATIENCE = 8
-"""Steps of a dive in a row after which no less is torn than before, and it ends."""
-CHEAP = 1e-3
-"""Share of the objective that one step may cost without a look at the other way."""
 FEASIBLE = 1e-6
 ROUNDING = 1e-9
 """Relative allowance for the rounding of a bound's own sum."""
@@ -431,61 +423,6 @@ def _evictions_worth(knapsack: Knapsack, prices: Floats) -> float:
     best = np.zeros(len(outline.groups.of_row))
     np.maximum.at(best, options.row, worth)
     return float(best.sum())
-
-
-def dive(knapsack: Knapsack, relaxed: Relaxed, limits: Limits, *, steps_max: int) -> Floats | None:
-    """A point near the relaxation's that starts every gang wholly or not at all.
-
-    The run torn most is closed at the gangs it has, or opened for one more, whichever costs less;
-    then the program is solved again from where it stood, which takes few iterations. Counts of
-    workers may stay fractional: real nodes decide about them.
-
-    Returns:
-        the least torn point; None when there is none to begin with. The program is left as it was.
-    """
-    point = relaxed.values
-    if point is None:
-        return None
-    program, arrays = knapsack.program, knapsack.program.arrays
-    start = knapsack.outline.fields["start"]
-    lower, upper = arrays.lower.copy(), arrays.upper.copy()
-    mark = program.mark()
-    lowest, since, wholest = np.inf, 0, point
-    for _ in range(steps_max):
-        value = float(arrays.cost @ point)
-        part = point[start] - np.floor(point[start])
-        at_stake = np.minimum(part, 1.0 - part) * arrays.cost[start]
-        at_stake[np.minimum(part, 1.0 - part) <= TORN] = 0.0
-        torn = float(at_stake.sum())
-        since += 1
-        if torn < lowest:
-            lowest, since, wholest = torn, 0, point
-        if torn <= NEGLIGIBLE * value or since >= PATIENCE:
-            break
-        column = int(np.argmax(at_stake)) + start.start
-        least = float(np.floor(point[column]))
-        ways = [(lower[column], least), (least + 1.0, upper[column])]
-        if point[column] - least >= 0.5:  # noqa: PLR2004 - the nearer way first
-            ways.reverse()
-        best: tuple[float, float, float, Floats] | None = None
-        for low, high in ways:
-            tried_low, tried_high = lower.copy(), upper.copy()
-            tried_low[column], tried_high[column] = low, high
-            program.change(arrays.cost, tried_low, tried_high, arrays.limit)
-            values = program.relax(limits).values
-            if values is None or not holds(program.arrays, values):
-                continue
-            reached = float(arrays.cost @ values)
-            if best is None or reached > best[0]:
-                best = (reached, low, high, values)
-            if reached >= (1.0 - CHEAP) * value:
-                break
-        if best is None:
-            break
-        _, lower[column], upper[column], point = best
-    program.change(arrays.cost, arrays.lower, arrays.upper, arrays.limit)
-    program.reset(mark)
-    return wholest
 
 
 def holds(arrays: Arrays, point: Floats) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from scheduler.allocation.dive import dive
 from scheduler.allocation.evictions import Options, Victim, options_of
 from scheduler.allocation.exact import deal, point_of, whole_point
 from scheduler.allocation.figures import Figures, figures_of, trimmed
@@ -23,7 +24,6 @@ from scheduler.allocation.knapsack import (
     Knapsack,
     Relaxed,
     build,
-    dive,
     refresh,
     relax,
     weak_dual_bound,

@@ -30,11 +30,12 @@ from support.solver_instances import FAMILIES, GANGS, solver_instance
 
 from policies.best_fit import BestFit
 from policies.priority_age import PriorityAge
+from scheduler.allocation.dive import dive
 from scheduler.allocation.figures import figures_of, trimmed
 from scheduler.allocation.follow import goal_of
 from scheduler.allocation.gangs import gangs_of
 from scheduler.allocation.highs import Arrays, Limits, Program, arrays_of, highs_model
-from scheduler.allocation.knapsack import build, dive, relax
+from scheduler.allocation.knapsack import build, relax
 from scheduler.allocation.optimise import DIVE_STEPS_MAX, Task, pack_goal
 from scheduler.allocation.outline import Scene, outline_of
 from scheduler.allocation.room import Room

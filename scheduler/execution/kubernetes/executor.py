@@ -92,6 +92,7 @@ class KubernetesExecutor:
         If the attempt was told to stop meanwhile, what is bound of it is deleted instead.
 
         Raises:
+            FencedError: the cluster has turned us away: another leader has taken over.
             UnreachableError: the daemon is shutting down.
         """
         attempt_id = order.attempt_id
@@ -108,12 +109,13 @@ class KubernetesExecutor:
             result = self._ask(self._binder.undo_gang(bindings))
         else:
             result = self._ask(self._binder.bind_gang(bindings))
-        receipt = self._launched(attempt_id, result)
+        receipt = self._launched(order, result)
         if receipt.outcome is not Outcome.UNKNOWN:
             self._unsettled.discard(attempt_id)
         return receipt
 
-    def _launched(self, attempt_id: AttemptId, result: GangResult) -> Receipt:
+    def _launched(self, order: LaunchOrder, result: GangResult) -> Receipt:
+        attempt_id = order.attempt_id
         match result.outcome:
             case GangOutcome.WHOLE:
                 self._whole[attempt_id] = len(result.members)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from support.kubernetes.fake_server import running_fake
@@ -24,9 +25,25 @@ def plane() -> Iterator[ControlPlane]:
         pytest.skip(reason)
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.cluster)])
+_GROUNDS = ["fake", pytest.param("real", marks=pytest.mark.cluster)]
+
+
+@pytest.fixture(params=_GROUNDS)
 def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
     """The same test on the fake and on the judge."""
+    with _ground(request) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=_GROUNDS)
+def shared_ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """One for all tests of a module, which must leave each other alone."""
+    with _ground(request) as found:
+        yield found
+
+
+@contextmanager
+def _ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
     if request.param == "real":
         plane: ControlPlane = request.getfixturevalue("plane")
         yield Ground(

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from support.daemon import DaemonProcess
 from support.kubernetes import objects
-from support.kubernetes.deployment import Deployment, kubeconfig
+from support.kubernetes.deployment import Deployment, daemon_on, deployed
 from support.kubernetes.ground import Ground
 
 
+@pytest.fixture(scope="module")
+def daemon(
+    shared_ground: Ground, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DaemonProcess]:
+    """One for all tests of a ground; it must end in good order after all of them."""
+    running = daemon_on(shared_ground, tmp_path_factory.mktemp("daemon"))
+    running.start()
+    yield running
+    assert running.stop() == 0
+    log = running.log_file.read_text()
+    assert "Unclosed" not in log
+    assert "Traceback" not in log
+
+
 @pytest.fixture
-def on_cluster(ground: Ground, tmp_path: Path) -> Iterator[Deployment]:
-    daemon = DaemonProcess(
-        tmp_path / "data",
-        settings={"KUBERNETES__KUBECONFIG": str(kubeconfig(ground, tmp_path))},
-        arguments=("--executor", "kubernetes"),
-    )
-    deployment = Deployment(ground, daemon)
-    deployment.ask("POST", "/api/v1/namespaces", objects.namespace(deployment.namespace)).ok()
-    daemon.start()
+def on_cluster(shared_ground: Ground, daemon: DaemonProcess) -> Iterator[Deployment]:
+    """Nodes, pods and jobs of one test alone."""
+    deployment = deployed(shared_ground, daemon)
     yield deployment
-    if daemon.alive:
-        daemon.stop()
+    deployment.clear()
 
 
 def test_gangs_are_bound_whole_with_our_marks_and_appear_as_jobs(on_cluster: Deployment) -> None:
@@ -125,19 +131,18 @@ def test_selectors_and_taints_hold(on_cluster: Deployment) -> None:
     assert on_cluster.nodes_of("patient")["patient"].endswith("tainted")
 
 
-def test_after_kill_9_nothing_is_bound_twice_and_nothing_is_forgotten(
-    on_cluster: Deployment,
-) -> None:
-    on_cluster.node("a", gpus=4)
-    on_cluster.create([objects.pod(f"p{place}", gpus=1) for place in range(3)])
-    on_cluster.until(lambda: on_cluster.all_bound("p", 3), "the pods were not bound")
-    on_cluster.daemon.kill()
-    on_cluster.create([objects.pod(f"q{place}", gpus=1) for place in range(2)])
-    on_cluster.daemon.start()
-    on_cluster.until(lambda: sum(map(bool, on_cluster.nodes_of("q").values())) == 1, "one is free")
-    on_cluster.until(lambda: len(on_cluster.jobs()) == 5, "each pod is one job")
-    states = sorted(job["state"] for job in on_cluster.jobs())
-    assert states == ["LAUNCHING"] * 4 + ["PENDING"]
+def test_a_cancelled_job_loses_its_pods_and_one_that_waits_is_told(on_cluster: Deployment) -> None:
+    on_cluster.node("a", gpus=2)
+    on_cluster.create([objects.pod("runs", gpus=2)])
+    on_cluster.until(lambda: on_cluster.all_bound("runs", 1), "the pod was not bound")
+    on_cluster.create([objects.pod("waits", gpus=2)])
+    on_cluster.until(lambda: len(on_cluster.jobs()) == 2, "each pod is one job")
+    ids = {job["name"]: job["id"] for job in on_cluster.jobs()}
+    on_cluster.cancel(ids["waits"])
+    on_cluster.until(lambda: "CANCELLED" in _message(on_cluster, "waits"), "it was not told")
+    on_cluster.cancel(ids["runs"])
+    on_cluster.until(lambda: _leaves(on_cluster, "runs"), "the pod was not deleted")
+    assert on_cluster.nodes_of("waits") == {"waits": ""}
 
 
 def test_a_need_that_is_not_modelled_is_refused_with_field_and_remedy(
@@ -156,3 +161,8 @@ def _message(on_cluster: Deployment, name: str) -> str:
     """What the pod's PodScheduled condition says."""
     conditions = on_cluster.pods()[name]["status"].get("conditions", ())
     return next((c.get("message", "") for c in conditions if c["type"] == "PodScheduled"), "")
+
+
+def _leaves(on_cluster: Deployment, name: str) -> bool:
+    pod = on_cluster.pods().get(name)
+    return pod is None or "deletionTimestamp" in pod["metadata"]

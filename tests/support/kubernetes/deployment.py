@@ -98,7 +98,24 @@ class Deployment:
             found = client.get("/api/v1/jobs", params={"limit": 200})
             found.raise_for_status()
             items: list[Json] = found.json()["items"]
-            return items
+            return [item for item in items if item["tenant"] == self.namespace]
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job through the daemon's API."""
+        with self.daemon.http() as client:
+            client.post(f"/api/v1/jobs/{job_id}:cancel").raise_for_status()
+
+    def remove_node(self, full: str) -> None:
+        """Take a node away."""
+        self.ask("DELETE", NODES.path(name=full)).ok()
+
+    def clear(self) -> None:
+        """Leave nothing for whoever uses the cluster next."""
+        for name in self.pods():
+            self.ask("DELETE", PODS.path(self.namespace, name), {"gracePeriodSeconds": 0})
+        found = self.ask("GET", NODES.path(), labelSelector=f"test={self.namespace}").ok()
+        for node in found["items"]:
+            self.remove_node(node["metadata"]["name"])
 
     def until(self, what: Callable[[], bool], why: str) -> None:
         """Wait until it is so.
@@ -115,6 +132,22 @@ class Deployment:
         """Whether so many pods of this prefix are there, all bound."""
         found = self.nodes_of(prefix)
         return len(found) == count and all(found.values())
+
+
+def daemon_on(ground: Ground, folder: Path, **settings: str) -> DaemonProcess:
+    """A daemon for the ground's cluster, not started yet."""
+    return DaemonProcess(
+        folder / "data",
+        settings={"KUBERNETES__KUBECONFIG": str(kubeconfig(ground, folder)), **settings},
+        arguments=("--executor", "kubernetes"),
+    )
+
+
+def deployed(ground: Ground, daemon: DaemonProcess) -> Deployment:
+    """A deployment with its namespace."""
+    deployment = Deployment(ground, daemon)
+    deployment.ask("POST", "/api/v1/namespaces", objects.namespace(deployment.namespace)).ok()
+    return deployment
 
 
 def kubeconfig(ground: Ground, folder: Path) -> Path:

@@ -12,6 +12,7 @@ from support.solver_instances import FAMILIES, solver_instance
 
 from policies.best_fit import BestFit
 from policies.priority_age import PriorityAge
+from scheduler.allocation.dive import dive
 from scheduler.allocation.exact import point_of
 from scheduler.allocation.figures import figures_of, trimmed
 from scheduler.allocation.follow import Goal, RoomPacker, follow, goal_of
@@ -19,7 +20,7 @@ from scheduler.allocation.gangs import Gang, gangs_of
 from scheduler.allocation.greedy import best_greedy
 from scheduler.allocation.groups import Dimensions, Fits, Places
 from scheduler.allocation.highs import Limits
-from scheduler.allocation.knapsack import build, dive, holds, refresh, relax, weak_dual_bound
+from scheduler.allocation.knapsack import build, holds, refresh, relax, weak_dual_bound
 from scheduler.allocation.outline import Scene, outline_of
 from scheduler.allocation.room import Room
 from scheduler.allocation.worth import Worth

@@ -27,12 +27,7 @@ from scheduler.cli.exits import ExitCode
 from scheduler.clock import SystemClock, since_boot_s
 from scheduler.conductor import Conductor, Pace
 from scheduler.cycle import CycleContext, CycleReport
-from scheduler.errors import (
-    BusyError,
-    ConfigurationError,
-    FencedError,
-    StorageError,
-)
+from scheduler.errors import BusyError, ConfigurationError, FencedError, StorageError
 from scheduler.execution.apply import Applier
 from scheduler.execution.blocking import OnThreads
 from scheduler.execution.reconcile import Reconciler
@@ -249,17 +244,14 @@ class Daemon:
         """Whether the backend has begun before we were told to stop."""
         begun = asyncio.create_task(self._backend.begin(), name="begin")
         stop_wanted = asyncio.create_task(stopping.wait(), name="signal")
-        try:
-            await asyncio.wait([begun, stop_wanted], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop_wanted.cancel()
-            if not begun.done():
-                begun.cancel()
-                await asyncio.gather(begun, return_exceptions=True)
-        if begun.cancelled():
-            return False
-        begun.result()
-        return True
+        await asyncio.wait([begun, stop_wanted], return_when=asyncio.FIRST_COMPLETED)
+        stop_wanted.cancel()
+        if begun.done():
+            begun.result()
+            return True
+        begun.cancel()
+        await asyncio.gather(begun, return_exceptions=True)
+        return False
 
     async def _serve(self, stopping: asyncio.Event, ready: Callable[[Endpoint], None]) -> None:
         parts = self._parts(asyncio.get_running_loop())
@@ -357,10 +349,7 @@ class Daemon:
             solver=solver,
             readiness=lambda: self._readiness(conductor, solver, reconciler),
             wake=conductor.wake,
-            coroutines=(
-                ("execute", execute()),
-                ("lease", self._keep_lease()),
-            ),
+            coroutines=(("execute", execute()), ("lease", self._keep_lease())),
         )
 
     def _cycle_context(self, solver: SolverProcess) -> CycleContext:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ from scheduler.execution.kubernetes.pods import Pod
 from scheduler.execution.kubernetes.raw import Json, mapping, mappings, pairs, text
 from scheduler.execution.kubernetes.requests import EXTRAS_MAX, GPUS_MAX, MACHINE_MAX
 from scheduler.model.node import NO_LINKS, Gpu, Links, Node, PriceClass
-from scheduler.model.quantity import GpuId, NodeId, Resources
+from scheduler.model.quantity import NodeId, Resources
 from scheduler.model.site import Amounts, Effect, Taint, implied_capacity
 
 _GPUS_PER_NODE_MAX = 4096
@@ -139,18 +139,15 @@ def node_of(raw: Json, levels: Levels = ALL_LEVELS) -> KubeNode:
     )
 
 
-def model_node(
-    kube: KubeNode, external: External = NO_EXTERNAL, held: Collection[GpuId] = frozenset()
-) -> Node:
+def model_node(kube: KubeNode, external: External = NO_EXTERNAL) -> Node:
     """The node as the allocator sees it.
 
     Which GPUs the others use is not known, only how many. So as many are marked `external`, from
-    the highest index down, and none that our own attempts hold: each GPU is counted once.
+    the highest index down; the store, which knows what our attempts hold, moves marks off those.
 
     Args:
         kube: the node.
         external: what pods that are not ours take of it.
-        held: ids of its GPUs that our live attempts hold.
     """
     taken = dict(external.extras)
     gpus_taken = taken.pop(kube.gpu_resource, 0) if kube.gpu_resource else 0
@@ -162,7 +159,7 @@ def model_node(
             max(0, kube.capacity.cpu_milli - external.cpu_milli),
             max(0, kube.capacity.memory_mib - external.memory_mib),
         ),
-        gpus=_marked(kube.gpus, gpus_taken, held),
+        gpus=_marked(kube.gpus, gpus_taken),
         links=kube.links,
         price_class=kube.price_class,
         rack=kube.rack,
@@ -173,11 +170,10 @@ def model_node(
     )
 
 
-def _marked(gpus: tuple[Gpu, ...], taken: int, held: Collection[GpuId]) -> tuple[Gpu, ...]:
+def _marked(gpus: tuple[Gpu, ...], taken: int) -> tuple[Gpu, ...]:
     if not taken:
         return gpus
-    free = [gpu.index for gpu in gpus if gpu.id not in held]
-    theirs = set(free[-taken:])
+    theirs = {gpu.index for gpu in gpus[-taken:]}
     return tuple(replace(gpu, external=True) if gpu.index in theirs else gpu for gpu in gpus)
 
 

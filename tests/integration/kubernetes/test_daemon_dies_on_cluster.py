@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
+import time
 from pathlib import Path
 
-import pytest
 from support.kubernetes import objects
-from support.kubernetes.access import access_to
 from support.kubernetes.deployment import Deployment, daemon_on, deployed
-from support.kubernetes.fake_server import running_fake
+from support.kubernetes.fake_server import ADMIN, RunningFake, running_fake
 from support.kubernetes.ground import Ground
 
 
@@ -35,6 +33,59 @@ def test_after_kill_9_nothing_is_bound_twice_and_nothing_is_forgotten(
     assert states == ["LAUNCHING"] * 4 + ["PENDING"]
     on_cluster.clear()
     assert on_cluster.daemon.stop() == 0
+
+
+def test_a_cluster_that_does_not_answer_ends_the_start_with_its_address(tmp_path: Path) -> None:
+    with running_fake() as running:
+        ground = _fake_ground(running)
+    daemon = daemon_on(ground, tmp_path)
+    daemon.start(wait=False)
+    assert daemon.wait_dead()
+    assert daemon.process is not None
+    assert daemon.process.returncode not in (0, None)
+    log = daemon.log_file.read_text()
+    assert ground.access.base_url in log
+    assert "Traceback" not in log
+    assert "Unclosed" not in log
+
+
+def test_a_cluster_that_shows_us_no_pods_ends_the_start_with_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    with running_fake() as running:
+        running.do(lambda fake: fake.deny(ADMIN, "list", "pods"))
+        running.do(lambda fake: fake.deny(ADMIN, "watch", "pods"))
+        daemon = daemon_on(_fake_ground(running), tmp_path, KUBERNETES__SYNC_S="2")
+        daemon.start(wait=False)
+        assert daemon.wait_dead()
+        assert daemon.process is not None
+        assert daemon.process.returncode not in (0, None)
+    log = daemon.log_file.read_text()
+    assert "not read within 2 s: pods:" in log
+    assert "HAVERSACK_KUBERNETES__SYNC_S" in log
+    assert "Traceback" not in log
+    assert "Unclosed" not in log
+
+
+def test_who_is_told_to_stop_while_it_begins_stops(tmp_path: Path) -> None:
+    with running_fake() as running:
+        running.do(lambda fake: fake.deny(ADMIN, "list", "pods"))
+        running.do(lambda fake: fake.deny(ADMIN, "watch", "pods"))
+        daemon = daemon_on(_fake_ground(running), tmp_path)
+        daemon.start(wait=False)
+        deadline = time.monotonic() + 60
+        while not running.do(lambda fake: any(r.what == "pods" for r in fake.journal)):
+            assert daemon.alive, daemon.log_tail()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert daemon.stop() == 0
+    log = daemon.log_file.read_text()
+    assert "Traceback" not in log
+    assert "Unclosed" not in log
+
+
+def _fake_ground(running: RunningFake) -> Ground:
+    return Ground(running.access, lambda _: running.access, lambda: None, real=False)
 
 
 def _nodes_known(on_cluster: Deployment) -> set[str]:

@@ -104,7 +104,6 @@ class Stage:
     def seen(self) -> AttemptObservation:
         return self.executor.observe(A1)
 
-    @property
     def phase(self) -> Phase:
         return self.seen().phase
 
@@ -147,7 +146,7 @@ def played(story: Callable[[Stage], Awaitable[None]]) -> None:
 def test_a_gang_is_bound_with_marks_and_runs_and_ends() -> None:
     async def story(stage: Stage) -> None:
         members = stage.gang(2)
-        assert stage.phase is Phase.UNCLAIMED
+        assert stage.phase() is Phase.UNCLAIMED
         assert (await stage.launch(members)).outcome is Outcome.DONE
         stage.show()
         (first, _) = stage.cluster.members(A1).bound
@@ -155,17 +154,17 @@ def test_a_gang_is_bound_with_marks_and_runs_and_ends() -> None:
         assert marks["haversack.dev/marked"] == first.ref.uid
         assert marks["haversack.dev/tasks"] == "2"
         assert marks["haversack.dev/gpus"] == "n0/0"
-        assert stage.phase is Phase.STARTING
+        assert stage.phase() is Phase.STARTING
         assert stage.executor.known() == (A1,)
         await stage.status("g0", "Running")
         stage.show()
-        assert stage.phase is Phase.STARTING
+        assert stage.phase() is Phase.STARTING
         await stage.status("g1", "Running")
         stage.show()
-        assert stage.phase is Phase.RUNNING
+        assert stage.phase() is Phase.RUNNING
         await stage.status("g0", "Succeeded", 0)
         stage.show()
-        assert stage.phase is Phase.RUNNING
+        assert stage.phase() is Phase.RUNNING
         await stage.status("g1", "Failed", 7)
         stage.show()
         seen = stage.seen()
@@ -181,12 +180,12 @@ def test_a_gang_is_bound_with_marks_and_runs_and_ends() -> None:
 def test_a_picture_that_lags_behind_our_own_bindings_is_no_loss() -> None:
     async def story(stage: Stage) -> None:
         await stage.launch(stage.gang(3))
-        assert stage.phase is Phase.STARTING
+        assert stage.phase() is Phase.STARTING
         one = next(each for each in stage.fake.objects(PODS) if each["metadata"]["name"] == "g0")
         stage.cluster.pod_seen(pod_of(one))
         await stage.status("g0", "Succeeded", 0)
         stage.cluster.pod_seen(pod_of(stage.fake.objects(PODS)[0]))
-        assert stage.phase is Phase.STARTING
+        assert stage.phase() is Phase.STARTING
 
     played(story)
 
@@ -205,7 +204,7 @@ def test_who_waits_and_was_not_launched_is_stopped_without_touching_its_pods() -
         members = stage.gang(2)
         stage.executor.resume(A1, members, whole=False)
         assert (await stage.stop()).outcome is Outcome.DONE
-        assert stage.phase is Phase.ABSENT
+        assert stage.phase() is Phase.ABSENT
         assert len(stage.fake.objects(PODS)) == 2
         assert (await stage.launch(members)).outcome is Outcome.REFUSED
         assert stage.bound() == []
@@ -225,11 +224,11 @@ def test_a_stop_waits_until_a_launch_is_settled_which_then_undoes_itself() -> No
         stage.fake.deny(ADMIN, "create", "pods/binding")
         assert (await stage.launch(members)).outcome is Outcome.UNKNOWN
         stage.fake.allow(ADMIN)
-        assert stage.phase is Phase.UNCLAIMED
+        assert stage.phase() is Phase.UNCLAIMED
         receipt = await stage.stop()
         assert receipt.outcome is Outcome.UNKNOWN
         assert "under way" in receipt.message
-        assert stage.phase is Phase.UNCLAIMED
+        assert stage.phase() is Phase.UNCLAIMED
         assert (await stage.launch(members)).outcome is Outcome.REFUSED
         assert (await stage.stop()).outcome is Outcome.DONE
         assert stage.bound() == []
@@ -247,10 +246,10 @@ def test_after_a_restart_a_gang_partly_bound_is_completed() -> None:
         later.cluster.pod_seen(whole[0])
         for each in stage.cluster.members(A1).unbound[1:]:
             later.cluster.pod_seen(each)  # as if they had not been bound yet
-        assert later.phase is Phase.UNCLAIMED
+        assert later.phase() is Phase.UNCLAIMED
         assert (await later.launch(members)).outcome is Outcome.DONE
         later.show()
-        assert later.phase is Phase.STARTING
+        assert later.phase() is Phase.STARTING
 
     played(story)
 
@@ -258,7 +257,7 @@ def test_after_a_restart_a_gang_partly_bound_is_completed() -> None:
 def test_after_a_restart_a_running_gang_whose_pods_are_gone_has_vanished() -> None:
     async def story(stage: Stage) -> None:
         stage.executor.resume(A1, ["default/g0/gone"], whole=True)
-        assert stage.phase is Phase.VANISHED
+        assert stage.phase() is Phase.VANISHED
 
     played(story)
 
@@ -271,10 +270,10 @@ def test_a_gang_that_runs_and_loses_a_pod_goes_on_and_then_has_vanished() -> Non
         stage.show()
         await stage.delete("g0")
         stage.show()
-        assert stage.phase is Phase.RUNNING
+        assert stage.phase() is Phase.RUNNING
         await stage.status("g1", "Succeeded", 0)
         stage.show()
-        assert stage.phase is Phase.VANISHED
+        assert stage.phase() is Phase.VANISHED
 
     played(story)
 
@@ -311,7 +310,7 @@ def test_marks_that_somebody_has_spoilt_do_not_keep_an_attempt_from_ending() -> 
         for name in ("g0", "g1"):
             await stage.status(name, "Succeeded", 0)
         stage.show()
-        assert (stage.phase, stage.seen().cause) == (Phase.EXITED, EndCause.COMPLETED)
+        assert (stage.phase(), stage.seen().cause) == (Phase.EXITED, EndCause.COMPLETED)
 
     played(story)
 
@@ -329,7 +328,7 @@ def test_a_pod_that_its_node_turned_away_is_no_fault_of_the_program() -> None:
 def test_before_the_cluster_was_read_nothing_can_be_told() -> None:
     async def story(stage: Stage) -> None:
         stage.synced = False
-        assert stage.phase is Phase.UNKNOWN
+        assert stage.phase() is Phase.UNKNOWN
         assert (await stage.stop()).outcome is Outcome.UNKNOWN
 
     played(story)

@@ -16,7 +16,7 @@ from scheduler.execution.kubernetes.nodes import (
 from scheduler.execution.kubernetes.pods import Pod, pod_of
 from scheduler.execution.kubernetes.requests import MACHINE_MAX
 from scheduler.model.node import Health, PriceClass
-from scheduler.model.quantity import GpuId, Resources
+from scheduler.model.quantity import Resources
 from scheduler.model.site import PORT_WHOLE, Effect, Taint
 
 
@@ -107,19 +107,12 @@ def test_others_lower_what_a_node_offers() -> None:
     assert [gpu.external for gpu in found.gpus] == [False] * 6 + [True] * 2
 
 
-def test_gpus_of_others_are_counted_beside_those_our_attempts_hold() -> None:
-    """Which they use is not known: marking one that we hold would count two as one."""
-    held = {GpuId("uid-node-0/gpu-7"), GpuId("uid-node-0/gpu-5")}
-    found = model_node(node(), External(extras=(("nvidia.com/gpu", 2),)), held)
-    assert [gpu.index for gpu in found.gpus if gpu.external] == [4, 6]
-
-
 def test_a_node_that_is_overfull_offers_nothing() -> None:
     others = External(10**6, 10**7, (("nvidia.com/gpu", 12), ("pods", 200)))
-    found = model_node(node(), others, {GpuId("uid-node-0/gpu-3")})
+    found = model_node(node(), others)
     assert found.capacity == Resources(8, 0, 0)
     assert dict(found.extras) == {"pods": 0}
-    assert [gpu.index for gpu in found.gpus if not gpu.external] == [3]
+    assert all(gpu.external for gpu in found.gpus)
 
 
 def test_ports_of_others_are_gone_though_no_node_names_ports() -> None:

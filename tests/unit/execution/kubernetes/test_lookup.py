@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from support import kube_objects
+from support.kubernetes.fake_server import ADMIN, FakeApiServer
+from support.kubernetes.faults import Fault
+
+from scheduler.errors import HaversackError
+from scheduler.execution.kubernetes.lookup import Lookup
+from scheduler.execution.kubernetes.owners import OwnerKey
+from scheduler.execution.kubernetes.pods import Pod, pod_of
+from scheduler.execution.kubernetes.server import ApiServer
+
+Story = Callable[[FakeApiServer, Lookup], Awaitable[None]]
+
+
+def played(story: Story) -> None:
+    async def play() -> None:
+        async with FakeApiServer() as fake, ApiServer(fake.access) as server:
+            await story(fake, Lookup(server))
+
+    asyncio.run(play())
+
+
+def job(name: str, size: int) -> dict[str, object]:
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "parallelism": size,
+            "completions": size,
+            "completionMode": "Indexed",
+            "template": {
+                "spec": {
+                    "restartPolicy": "Never",
+                    "containers": [{"name": "main", "image": "registry.example/work:1"}],
+                }
+            },
+        },
+    }
+
+
+def of(name: str, *, kind: str = "Job", group: str = "batch") -> OwnerKey:
+    return OwnerKey(group, kind, "default", name)
+
+
+def mounting(claim: str) -> Pod:
+    volume = {"name": "data", "persistentVolumeClaim": {"claimName": claim}}
+    return pod_of(kube_objects.pod("p", namespace="default", volumes=[volume]))
+
+
+def test_owners_that_are_there_say_how_large_they_are() -> None:
+    async def story(fake: FakeApiServer, lookup: Lookup) -> None:
+        fake.create(job("there", 3))
+        found = await lookup.owners([of("there"), of("gone"), of("there", kind="Unheard")])
+        assert {key.name: owner.size for key, owner in found.items()} == {"there": 3}
+
+    played(story)
+
+
+def test_the_place_of_a_kind_is_asked_once_however_many_want_it() -> None:
+    async def story(fake: FakeApiServer, lookup: Lookup) -> None:
+        for number in range(10):
+            fake.create(job(f"j{number}", 1))
+        await lookup.owners([of(f"j{number}") for number in range(10)])
+        asked = len(fake.journal)
+        await lookup.owners([of(f"j{number}") for number in range(10)])
+        assert len(fake.journal) == asked
+        assert sum(each.name != "" for each in fake.journal) == 10
+
+    played(story)
+
+
+def test_what_we_may_not_see_is_left_out_and_a_fault_is_told() -> None:
+    async def story(fake: FakeApiServer, lookup: Lookup) -> None:
+        fake.create(job("hidden", 3))
+        fake.deny(ADMIN, "get", "jobs")
+        assert await lookup.owners([of("hidden")]) == {}
+        fake.allow(ADMIN)
+        fake.faults.once(Fault.ERROR_BEFORE, what="jobs")
+        with pytest.raises(HaversackError):
+            await lookup.owners([of("another")])
+
+    played(story)
+
+
+@pytest.mark.parametrize("name", ["../../../nodes", "a/b", "..", "x?y=z", "a%2Fb", "", "A"])
+def test_names_that_lead_elsewhere_are_not_followed(name: str) -> None:
+    async def story(fake: FakeApiServer, lookup: Lookup) -> None:
+        fake.create(job("there", 1))
+        await lookup.owners([of("there")])
+        await lookup.claims([mounting("none")])
+        asked = len(fake.journal)
+        assert await lookup.owners([of(name)]) == {}
+        assert await lookup.claims([mounting(name)]) == {}
+        assert len(fake.journal) == asked
+
+    played(story)
+
+
+def test_pods_without_claims_cost_no_request() -> None:
+    async def story(fake: FakeApiServer, lookup: Lookup) -> None:
+        assert await lookup.claims([pod_of(kube_objects.pod())]) == {}
+        assert not fake.journal
+
+    played(story)

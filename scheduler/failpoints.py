@@ -42,7 +42,9 @@ NAMES = (
     "stop-after-send",
     "reconcile-begun",
 )
-"""Every failpoint, in the order a job meets them."""
+"""Every failpoint of a job that we launch ourselves, in the order a job meets them."""
+BIND_NAMES = ("bind-before-send", "bind-after-send")
+"""Those that a job meets on a cluster besides, once for each of its pods."""
 LAUNCHER_NAMES = tuple(name for name in NAMES if name.startswith("launcher-"))
 KINDS = ("kill", "raise", "hang", "freeze")
 _VARIABLE, _LOG_VARIABLE = "HAVERSACK_FAILPOINTS", "HAVERSACK_FAILPOINTS_LOG"
@@ -61,8 +63,9 @@ def _armed() -> dict[str, tuple[str, int]]:
     for part in filter(None, os.environ.get(_VARIABLE, "").split(",")):
         name, _, what = part.partition("=")
         kind, _, nth = what.partition("@")
-        if name not in NAMES:
-            raise ValueError(f"{_VARIABLE} names {name!r}; known: {', '.join(NAMES)}")
+        if name not in (*NAMES, *BIND_NAMES):
+            known = ", ".join((*NAMES, *BIND_NAMES))
+            raise ValueError(f"{_VARIABLE} names {name!r}; known: {known}")
         if kind and kind not in KINDS:
             raise ValueError(f"{_VARIABLE} wants {kind!r}; known: {', '.join(KINDS)}")
         armed[name] = (kind or "kill", int(nth or 1))

@@ -31,7 +31,8 @@ from scheduler.model.job import Topology, WaitingJob
 from scheduler.model.ports import Effort, Preemption, Profile
 from scheduler.model.snapshot import LiveAttempt, Snapshot
 
-MEDIAN_MIN = 0.97
+MEDIAN_MIN = {Preemption.NONE: 0.97, Preemption.EVICT: 0.70}
+"""With evictions only a bound that knows no nodes is proved: on few nodes it is loose."""
 NODES = (32, 150, 1_000)
 SEEDS = 3
 
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for family in ("philly", "gang"):
                 found = [measure(variant, family, nodes, seed) for seed in seeds]
                 last = statistics.median(each.last for each in found)
-                missed += last < MEDIAN_MIN
+                missed += last < MEDIAN_MIN[VARIANTS[variant][1]]
                 missed += any(each.last < each.greedy * (1 - 1e-9) for each in found)
                 sys.stdout.write(
                     f"{variant:10}{family:>6}{nodes:6}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 from support.kubernetes import objects
+from support.kubernetes.client import Json
 from support.kubernetes.deployment import Deployment, daemon_on, deployed
 from support.kubernetes.fake_server import ADMIN, RunningFake, running_fake
 from support.kubernetes.ground import Ground
@@ -33,6 +35,44 @@ def test_after_kill_9_nothing_is_bound_twice_and_nothing_is_forgotten(
     assert states == ["LAUNCHING"] * 4 + ["PENDING"]
     on_cluster.clear()
     assert on_cluster.daemon.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "plan-after-commit",
+        "intent-claimed",
+        "bind-before-send@2",
+        "bind-after-send@1",
+        "bind-after-send@3",
+        "launch-settled",
+    ],
+)
+def test_a_gang_is_bound_once_wherever_its_binding_dies(
+    ground: Ground, tmp_path: Path, point: str
+) -> None:
+    on_cluster = deployed(ground, daemon_on(ground, tmp_path))
+    on_cluster.node("a", gpus=2)
+    on_cluster.node("b", gpus=2)
+    name, _, nth = point.partition("@")
+    on_cluster.daemon.start(failpoints=f"{name}=kill" + (f"@{nth}" if nth else ""))
+    on_cluster.create(objects.gang("gang", 3, gpus=1))
+    assert on_cluster.daemon.wait_dead(), "the failpoint was not met"
+    before = on_cluster.nodes_of("gang")
+    on_cluster.daemon.start()
+    on_cluster.until(lambda: on_cluster.all_bound("gang", 3), "the gang was not completed")
+    after = on_cluster.nodes_of("gang")
+    assert all(after[pod] == node for pod, node in before.items() if node)
+    assert max(list(after.values()).count(node) for node in after.values()) <= 2
+    attempts = {p["metadata"]["annotations"]["haversack.dev/attempt"] for p in _pods(on_cluster)}
+    assert len(attempts) == 1
+    assert [job["name"] for job in on_cluster.jobs()] == ["gang"]
+    on_cluster.clear()
+    assert on_cluster.daemon.stop() == 0
+
+
+def _pods(on_cluster: Deployment) -> list[Json]:
+    return [pod for name, pod in on_cluster.pods().items() if name.startswith("gang")]
 
 
 def test_a_cluster_that_does_not_answer_ends_the_start_with_its_address(tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ class Daemon:
                 watcher.run(),
                 reconciler.run(),
                 conductor.run(),
-                backend.follow(conductor.wake),
+                backend.follow(),
             )
 
         return _Parts(

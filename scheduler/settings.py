@@ -205,7 +205,7 @@ class KubernetesSettings(_Section):
         binds_in_flight_max: gangs that are bound at once.
         sync_s: how long the first reading of nodes and pods may take.
         fence: `required` refuses to start where the API server would not turn a stale leader away;
-            `preferred` starts, and readiness says so.
+            `preferred` starts, and the log says so; never with PostgreSQL.
     """
 
     kubeconfig: Path | None = None

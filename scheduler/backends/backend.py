@@ -58,11 +58,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def follow(self, wake: Callable[[], None]) -> None:
-        """Keep the store up to date until cancelled.
-
-        Args:
-            wake: tells the conductor that there is something new to decide.
+    async def follow(self) -> None:
+        """Keep the store up to date until cancelled; its commits wake the conductor.
 
         Raises:
             FencedError: another leader has taken over.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -202,9 +202,8 @@ class KubernetesBackend:
     def _synced(self) -> bool:
         return bool(self._readers) and all(each.synced.is_set() for each in self._readers.values())
 
-    async def follow(self, wake: Callable[[], None]) -> None:
+    async def follow(self) -> None:
         """Follow the cluster until cancelled; what is stored wakes the conductor by its commit."""
-        del wake
         assert self._follower is not None, "begin() comes first"
         try:
             async with asyncio.TaskGroup() as group:
@@ -253,10 +252,6 @@ class KubernetesBackend:
             for name, reader in self._readers.items()
         }
         return {**told, "cluster": "" if self._follower is None else self._follower.trouble}
-
-    def warnings(self) -> Mapping[str, str]:
-        """What does not keep us from working, but should be known."""
-        return {"fence": self._unfenced}
 
     async def close(self) -> None:
         """Give up what is under way, and close the connections. Pods go on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,9 +69,8 @@ class LocalBackend:
         """Write this host's nodes into the store."""
         await self._sync()
 
-    async def follow(self, wake: Callable[[], None]) -> None:
+    async def follow(self) -> None:
         """Look at the host from time to time; a change wakes the conductor by its commit."""
-        del wake
         while True:
             await asyncio.sleep(INVENTORY_EVERY_S)
             try:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -117,6 +118,7 @@ class Kubelet:
         self._workers: dict[str, _Worker] = {}
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failures: list[BaseException] = []
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
@@ -129,6 +131,8 @@ class Kubelet:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.__aexit__()
+        if self._failures:
+            raise BaseExceptionGroup("the fake kubelet failed", self._failures)
 
     def log(self, name: str, namespace: str = "default") -> str:
         """What the pods of this name have written, oldest first."""
@@ -150,7 +154,12 @@ class Kubelet:
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failures.append(error)
 
     async def _follow(self) -> None:
         """List and watch all pods, again and again."""
@@ -169,6 +178,9 @@ class Kubelet:
         version = listed["metadata"]["resourceVersion"]
         query = {"resourceVersion": version, "timeoutSeconds": _WATCH_S}
         async with self._client.watch(PODS.path(), **query) as watch:
+            if watch.status != HTTPStatus.OK:
+                # 429 while the server still fills its cache, 5xx in trouble: later again.
+                return
             while (event := await watch.next(_WATCH_S + 60)) is not None:
                 if event["type"] == "ERROR":
                     return

@@ -36,6 +36,7 @@ _START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 10.0
 _EARLIER_LIFE = 200
 _POLL_S = 0.1
+_WATCHED = ("api/v1/pods", "api/v1/nodes", "api/v1/namespaces")
 _LOOPBACK = "127.0.0.1"
 
 
@@ -230,6 +231,9 @@ class ControlPlane:
             ],
         )
         self._wait("kube-apiserver", f"{self.url}/readyz")
+        # Ready it says before its caches are: till then a watch is answered by 429.
+        for kind in _WATCHED:
+            self._wait("kube-apiserver", f"{self.url}/{kind}?watch=1&timeoutSeconds=1")
 
     def _wait(self, name: str, url: str) -> None:
         limit = time.monotonic() + _start_limit_s()

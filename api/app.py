@@ -25,6 +25,7 @@ from api.routes import (
     jobs,
     logs,
     nodes,
+    pods,
     queues,
     schema,
     sessions,
@@ -48,6 +49,7 @@ _ROUTERS: tuple[APIRouter, ...] = tuple(
     for module in (
         jobs,
         logs,
+        pods,
         queues,
         nodes,
         gpus,
@@ -135,6 +137,7 @@ def create_app(
     log_reader: LogReader,
     wake: Callable[[], None],
     readiness: Callable[[], Mapping[str, str]],
+    pod_waits: Callable[[str, str], str],
     metrics: Metrics | None = None,
 ) -> Application:
     """The whole HTTP edge as one ASGI application.
@@ -147,6 +150,8 @@ def create_app(
         log_reader: reads what ranks printed; called in worker threads.
         wake: called on the event loop after a change that the scheduler should look at.
         readiness: troubles by part; empty text means that the part works.
+        pod_waits: why a pod, by namespace and name, waits outside every job; empty text means that
+            nothing is known of it.
         metrics: where requests are counted; a fresh one if None.
 
     Raises:
@@ -178,6 +183,7 @@ def create_app(
         log_reader=log_reader,
         wake=wake,
         readiness=readiness,
+        pod_waits=pod_waits,
         metrics=metrics if metrics is not None else Metrics(),
         gate=Gate(database, clock),
         tickets=Tickets(clock),

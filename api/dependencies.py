@@ -42,6 +42,7 @@ class Context:
     log_reader: LogReader
     wake: Callable[[], None]
     readiness: Callable[[], Mapping[str, str]]
+    pod_waits: Callable[[str, str], str]
     metrics: Metrics
     gate: Gate
     tickets: Tickets
@@ -123,7 +124,7 @@ Anybody = Annotated[None, Depends(Public())]
 class _Identifier(Convertor[str]):
     """A path segment that is one of our ids or names; never holds a `:`, which starts a verb."""
 
-    regex = "[A-Za-z0-9._-]{1,128}"
+    regex = "[A-Za-z0-9._-]{1,253}"
 
     @override
     def convert(self, value: str) -> str:

@@ -22,6 +22,7 @@ from scheduler.errors import (
     InfeasibleError,
     InvalidRequestError,
     NotFoundError,
+    NotLeaderError,
     OverloadedError,
     PreconditionError,
     StorageError,
@@ -47,6 +48,7 @@ _STATUS: dict[type[HaversackError], tuple[HTTPStatus, str]] = {
     StorageError: (HTTPStatus.SERVICE_UNAVAILABLE, "The store cannot be used now"),
     DamagedStoreError: (HTTPStatus.SERVICE_UNAVAILABLE, "The store has failed"),
     FencedError: (HTTPStatus.SERVICE_UNAVAILABLE, "Another leader has taken over"),
+    NotLeaderError: (HTTPStatus.SERVICE_UNAVAILABLE, "This replica does not lead"),
 }
 _BY_CODE = {kind.code: kind for kind in _STATUS}
 

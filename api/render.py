@@ -30,7 +30,7 @@ from api.schemas import (
     TokenOut,
 )
 from scheduler.clock import iso
-from scheduler.model.plan import Reason, TaskPlacement
+from scheduler.model.plan import REMEDIES, Reason, TaskPlacement
 from scheduler.model.quantity import UtcSeconds
 from scheduler.model.view import (
     AttemptView,
@@ -163,6 +163,7 @@ def reason_out(reason: Reason) -> ReasonOut:
         "need": reason.need,
         "free": reason.free,
         "largest_block": reason.largest_block,
+        "remedy": REMEDIES[reason.code],
     }
 
 

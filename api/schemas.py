@@ -126,7 +126,7 @@ class HistoryOut(TypedDict):
 
 
 class ReasonOut(TypedDict):
-    """One reason why a job waits, with its numbers."""
+    """One reason why a job waits, with its numbers, and what helps."""
 
     code: str
     message: str
@@ -134,6 +134,7 @@ class ReasonOut(TypedDict):
     need: float
     free: float
     largest_block: float
+    remedy: str
 
 
 class FunnelOut(TypedDict):
@@ -155,6 +156,14 @@ class ExplanationOut(TypedDict):
     decision_id: str | None
     gap: float | None
     evaluated_at: str | None
+
+
+class PodOut(TypedDict):
+    """A pod that waits outside every job, and why."""
+
+    namespace: str
+    name: str
+    reason: str
 
 
 class LogOut(TypedDict):

@@ -29,9 +29,8 @@ from scheduler.conductor import Conductor, Pace
 from scheduler.cycle import CycleContext, CycleReport
 from scheduler.errors import BusyError, ConfigurationError, FencedError, StorageError
 from scheduler.execution.apply import Applier
-from scheduler.execution.blocking import OnThreads
 from scheduler.execution.reconcile import Reconciler
-from scheduler.execution.watch import LOOKS_MAX, Watcher
+from scheduler.execution.watch import Watcher
 from scheduler.ids import SystemIds
 from scheduler.model.quantity import UtcSeconds
 from scheduler.observability import Metrics
@@ -305,16 +304,13 @@ class Daemon:
             self._store,
             backend.executor,
             self._clock,
-            blocking=OnThreads(LOOKS_MAX, "watch"),
             on_freed=conductor.wake,
         )
-        # Twice as many threads as launches: a slow launch must not hold up a stop.
         applier = Applier(
             self._store,
             backend.executor,
             watcher,
             self._clock,
-            blocking=OnThreads(2 * backend.launches_max, "apply"),
             in_flight_max=backend.launches_max,
         )
         reconciler = Reconciler(
@@ -323,7 +319,6 @@ class Daemon:
             watcher,
             applier,
             self._clock,
-            blocking=OnThreads(1, "reconcile"),
             every_s=settings.execution.reconcile_every_s,
         )
 
@@ -381,6 +376,7 @@ class Daemon:
             log_reader=self._backend.logs,
             wake=parts.wake,
             readiness=parts.readiness,
+            pod_waits=self._backend.pod_waits,
             metrics=self.metrics,
         )
 

@@ -17,6 +17,7 @@ HaversackError
 │   └── DamagedStoreError    what is on disk is in doubt: end, and start afresh
 ├── FencedError              another leader has taken over: stop acting
 ├── AlreadyRunningError      another daemon owns this data directory or database
+│   └── NotLeaderError       another daemon leads; this one may stand by
 └── ConfigurationError       the daemon refuses to start like this
 """
 
@@ -167,6 +168,12 @@ class AlreadyRunningError(HaversackError):
     """Another daemon holds this data directory or leads this database."""
 
     code = "already-running"
+
+
+class NotLeaderError(AlreadyRunningError):
+    """Another daemon leads this database; the message names it."""
+
+    code = "not-leader"
 
 
 class ConfigurationError(HaversackError):

@@ -204,6 +204,10 @@ class KubernetesSettings(_Section):
         namespace: where the leader's epoch is published, as Lease `haversack-epoch`.
         binds_in_flight_max: gangs that are bound at once.
         sync_s: how long the first reading of nodes and pods may take.
+        relist_s: nodes and pods are listed whole at least so often, should an event have been lost
+            on the way; 20,000 pods cost about 2 s of CPU.
+        silence_s: a watch without a byte for so long counts as dead; above the bookmark period of
+            the API server, about 60 s.
         fence: `required` refuses to start where the API server would not turn a stale leader away;
             `preferred` starts, and the log says so; never with PostgreSQL.
     """
@@ -212,6 +216,8 @@ class KubernetesSettings(_Section):
     namespace: str = "haversack-system"
     binds_in_flight_max: Annotated[int, Field(ge=1)] = 64
     sync_s: Positive = 60.0
+    relist_s: Positive = 1800.0
+    silence_s: Positive = 90.0
     fence: Literal["required", "preferred"] = "preferred"
 
 

@@ -48,6 +48,7 @@ _PARSE_IN_LOOP_BYTES = 8_192
 """Larger documents are parsed in a thread: finding the line of an error may take a while."""
 
 _PLAIN = r"^[^\x00-\x1f\x7f]+$"
+_POD = r"^[a-z0-9.-]+/[a-z0-9.-]+$"
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -140,6 +141,14 @@ async def list_jobs(
     queue: Annotated[str | None, Query(max_length=64, pattern=_PLAIN)] = None,
     name: Annotated[str | None, Query(max_length=128, pattern=_PLAIN)] = None,
     tenant: Annotated[str | None, Query(max_length=64, pattern=_PLAIN)] = None,
+    pod: Annotated[
+        str | None,
+        Query(
+            max_length=255,
+            pattern=_POD,
+            description="NAMESPACE/NAME of a pod that Haversack did not make itself.",
+        ),
+    ] = None,
     sort: Annotated[str, Query(description=f"One of {', '.join(SORTS)}.")] = "-submitted_at",
     limit: PageLimit = 100,
     cursor: PageCursor = None,
@@ -157,6 +166,7 @@ async def list_jobs(
         queue=queue,
         name=name,
         tenant=None if tenant is None else TenantId(tenant),
+        pod=pod,
         sort=sort,
     )
     page = await context(request).database.read(

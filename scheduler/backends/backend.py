@@ -70,6 +70,10 @@ class Backend(Protocol):
         """What is not in order, by part; empty values are fine."""
         ...
 
+    def pod_waits(self, namespace: str, name: str) -> str:
+        """Why a pod that somebody else made waits outside every job; "" if none is known to."""
+        ...
+
     async def close(self) -> None:
         """No more orders will come, and those under way are given up. What runs goes on.
 

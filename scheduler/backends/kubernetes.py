@@ -26,7 +26,7 @@ from scheduler.execution.kubernetes.gathering import ClusterGatherer
 from scheduler.execution.kubernetes.lookup import Lookup
 from scheduler.execution.kubernetes.nodes import KubeNode, node_of
 from scheduler.execution.kubernetes.pods import Pod, pod_of
-from scheduler.execution.kubernetes.reader import Reader
+from scheduler.execution.kubernetes.reader import Pace, Reader
 from scheduler.execution.kubernetes.server import ApiServer, RejectedError
 from scheduler.execution.kubernetes.telling import Teller
 from scheduler.model.execution import LogChunk
@@ -134,7 +134,7 @@ class KubernetesBackend:
             report=self._teller.wait_for,
         )
         executor = self._executor = KubernetesExecutor(
-            asyncio.get_running_loop(), cluster, binder, evictor, given.clock, synced=self._synced
+            cluster, binder, evictor, given.clock, synced=self._synced
         )
         gangs = (await store.open_gangs()).values()
         members = {gang.job_id: gang.members for gang in gangs}
@@ -144,8 +144,9 @@ class KubernetesBackend:
                 members.get(attempt.job_id, ()),
                 whole=attempt.state == JobState.RUNNING,
             )
-        nodes = Reader(self._server, "/api/v1/nodes", node_of, NodeSink(cluster))
-        pods = Reader(self._server, "/api/v1/pods", pod_of, PodSink(cluster))
+        pace = Pace(relist_s=self._settings.relist_s, silence_s=self._settings.silence_s)
+        nodes = Reader(self._server, "/api/v1/nodes", node_of, NodeSink(cluster), pace=pace)
+        pods = Reader(self._server, "/api/v1/pods", pod_of, PodSink(cluster), pace=pace)
         self._read("nodes", nodes)
         self._read("pods", pods)
         await self._first_picture()
@@ -252,6 +253,10 @@ class KubernetesBackend:
             for name, reader in self._readers.items()
         }
         return {**told, "cluster": "" if self._follower is None else self._follower.trouble}
+
+    def pod_waits(self, namespace: str, name: str) -> str:
+        """Why a pod waits outside every job, as its condition says it."""
+        return "" if self._follower is None else self._follower.pod_waits(namespace, name)
 
     async def close(self) -> None:
         """Give up what is under way, and close the connections. Pods go on."""

@@ -12,6 +12,7 @@ import structlog
 
 from scheduler.backends.backend import Surroundings
 from scheduler.errors import FencedError, HaversackError
+from scheduler.execution.blocking import OnThreads
 from scheduler.execution.local.executor import LocalExecutor
 from scheduler.execution.local.logs import LocalLogReader
 from scheduler.model.node import Node
@@ -55,7 +56,7 @@ class LocalBackend:
         execution, data_dir = given.settings.execution, given.settings.store.data_dir
         self._given = given
         self._inventory = inventory
-        self.executor = LocalExecutor(
+        self._launchers = LocalExecutor(
             data_dir,
             env_allow=execution.env_allow,
             log_bytes_max=execution.log_bytes_max,
@@ -64,6 +65,7 @@ class LocalBackend:
         )
         self.logs = LocalLogReader(data_dir)
         self.launches_max = execution.launches_in_flight_max or half_of_the_cores()
+        self.executor = OnThreads(self._launchers, launches_max=self.launches_max)
 
     async def begin(self) -> None:
         """Write this host's nodes into the store."""
@@ -91,9 +93,15 @@ class LocalBackend:
         """Nothing that reconciliation does not tell."""
         return {}
 
+    def pod_waits(self, namespace: str, name: str) -> str:
+        """Nobody else makes work for a host."""
+        del namespace, name
+        return ""
+
     async def close(self) -> None:
         """Launchers go on."""
         self.executor.close()
+        self._launchers.close()
 
 
 def _sync_nodes(tx: Transaction, found: Sequence[Node], epoch: int, now: UtcSeconds) -> None:

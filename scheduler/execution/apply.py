@@ -17,7 +17,6 @@ from scheduler import failpoints
 from scheduler.clock import Clock
 from scheduler.errors import FencedError, HaversackError
 from scheduler.execution.backoff import delays_s
-from scheduler.execution.blocking import Blocking
 from scheduler.execution.settle import Settler
 from scheduler.execution.watch import Watcher
 from scheduler.model.execution import Intent, IntentKind, LaunchOrder, Outcome, Phase, Receipt
@@ -39,7 +38,6 @@ class Applier:
         watcher: Watcher,
         clock: Clock,
         *,
-        blocking: Blocking,
         in_flight_max: int,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -50,7 +48,6 @@ class Applier:
             executor: carries orders out.
             watcher: follows what was launched.
             clock: for the instants of records.
-            blocking: makes the executor's calls, up to twice `in_flight_max` at once.
             in_flight_max: launches at once, and as many stops.
             sleep: waits before a retry.
         """
@@ -66,7 +63,6 @@ class Applier:
         self._fenced: FencedError | None = None
         # Whether intents may be claimed that no task of ours knows: after a crash, at first.
         self._in_doubt = True
-        self._blocking = blocking
         self._settler = Settler(store, clock)
 
     def wake(self) -> None:
@@ -95,7 +91,6 @@ class Applier:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._blocking.close()
 
     async def _persist(self, step: Callable[[], Awaitable[T]]) -> T:
         """Repeat a step of the store until it works. Raises only FencedError."""
@@ -174,7 +169,7 @@ class Applier:
         if isinstance(order, LaunchOrder):
             return await self._launch(order, seen_before=seen_before)
         failpoints.hit("stop-before-send")
-        receipt = await self._blocking.run(self._executor.stop, order)
+        receipt = await self._executor.stop(order)
         failpoints.hit("stop-after-send")
         if receipt.outcome is Outcome.DONE:
             return receipt
@@ -183,14 +178,14 @@ class Applier:
 
     async def _launch(self, order: LaunchOrder, *, seen_before: bool) -> Receipt | None:
         if seen_before:
-            seen = await self._blocking.run(self._executor.observe, order.attempt_id)
+            (seen,) = await self._executor.observe([order.attempt_id])
             if seen.phase is Phase.UNKNOWN:
                 return None
             if seen.phase is Phase.ABSENT:
                 return Receipt(Outcome.REFUSED, seen.message)
             if seen.phase is not Phase.UNCLAIMED:
                 return Receipt(Outcome.DONE)
-        receipt = await self._blocking.run(self._executor.launch, order)
+        receipt = await self._executor.launch(order)
         if receipt.outcome is not Outcome.UNKNOWN:
             return receipt
         log.warning("launch outcome unknown", attempt=order.attempt_id, why=receipt.message)

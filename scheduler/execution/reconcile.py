@@ -22,7 +22,7 @@ what lives (but one) kills nothing and raises the alarm instead.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,7 +33,6 @@ from scheduler import failpoints
 from scheduler.clock import Clock
 from scheduler.errors import FencedError
 from scheduler.execution.apply import Applier
-from scheduler.execution.blocking import Blocking
 from scheduler.execution.watch import FINAL, Watcher
 from scheduler.model.execution import (
     AttemptObservation,
@@ -50,6 +49,7 @@ log = structlog.get_logger(__name__)
 
 _STRAY_GRACE_S = 10.0
 _PASSES_MISSED_MAX = 3
+_LOOKS_MAX = 256
 
 
 class ActionKind(StrEnum):
@@ -184,7 +184,6 @@ class Reconciler:
         applier: Applier,
         clock: Clock,
         *,
-        blocking: Blocking,
         every_s: float,
     ) -> None:
         """Wire it up.
@@ -195,7 +194,6 @@ class Reconciler:
             watcher: records what was seen.
             applier: says which orders are under way.
             clock: for the age of the last pass.
-            blocking: makes the executor's calls, one at a time.
             every_s: time between passes.
         """
         self._store = store
@@ -203,7 +201,6 @@ class Reconciler:
         self._watcher = watcher
         self._applier = applier
         self._clock = clock
-        self._blocking = blocking
         self._every_s = every_s
         self._wake = asyncio.Event()
         self._suspected: frozenset[Action] = frozenset()
@@ -237,17 +234,14 @@ class Reconciler:
         Raises:
             FencedError: another leader has taken over.
         """
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(self._every_s):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass  # the regular pass
-                self._wake.clear()
-                await self._regular_pass()
-        finally:
-            self._blocking.close()
+        while True:
+            try:
+                async with asyncio.timeout(self._every_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass  # the regular pass
+            self._wake.clear()
+            await self._regular_pass()
 
     async def _regular_pass(self) -> None:
         try:
@@ -268,12 +262,9 @@ class Reconciler:
         """
         failpoints.hit("reconcile-begun")
         # The host first: whatever it knows by then, the store had committed before.
-        known = await self._blocking.run(self._executor.known)
+        known = await self._executor.known()
         expected = await self._store.expected()
-        ids = dict.fromkeys([*known, *(attempt.attempt_id for attempt in expected)])
-        observed = await self._blocking.run(
-            lambda: {attempt_id: self._executor.observe(attempt_id) for attempt_id in ids}
-        )
+        observed = await self._observe([*known, *(attempt.attempt_id for attempt in expected)])
         actions = reconcile(expected, observed, self._applier.busy())
         live = sum(seen.phase in (Phase.STARTING, Phase.RUNNING) for seen in observed.values())
         verdict = guard(actions, self._suspected, live)
@@ -288,6 +279,18 @@ class Reconciler:
         self._trouble = verdict.alarm
         self._passed_s = self._clock.monotonic_s()
 
+    async def _observe(
+        self, attempt_ids: Iterable[AttemptId]
+    ) -> dict[AttemptId, AttemptObservation]:
+        """A look at each, a few at a time: others have their turn in between."""
+        wanted = tuple(dict.fromkeys(attempt_ids))
+        observed = {}
+        for start in range(0, len(wanted), _LOOKS_MAX):
+            for seen in await self._executor.observe(wanted[start : start + _LOOKS_MAX]):
+                observed[seen.attempt_id] = seen
+            await asyncio.sleep(0)
+        return observed
+
     async def _perform(self, action: Action) -> None:
         if action.kind in (ActionKind.ABANDON, ActionKind.KILL_STRAY):
             log.warning("mending a difference", action=action.kind, attempt=action.attempt_id)
@@ -295,7 +298,7 @@ class Reconciler:
             case ActionKind.RECORD:
                 self._watcher.follow(action.attempt_id)
             case ActionKind.FORGET:
-                await self._blocking.run(self._executor.forget, action.attempt_id)
+                await self._executor.forget([action.attempt_id])
             case ActionKind.STOP_AGAIN:
                 assert action.cause is not None, "the table gives it one"
                 await self._stop(action.attempt_id, action.cause, action.grace_s)
@@ -307,6 +310,6 @@ class Reconciler:
 
     async def _stop(self, attempt_id: AttemptId, cause: EndCause, grace_s: float) -> None:
         order = StopOrder(attempt_id, self._store.epoch, cause, grace_s)
-        receipt = await self._blocking.run(self._executor.stop, order)
+        receipt = await self._executor.stop(order)
         if receipt.outcome is not Outcome.DONE:
             log.warning("not stopped; next pass again", attempt=attempt_id, why=receipt.message)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import structlog
 
 from scheduler import failpoints
 from scheduler.clock import Clock
-from scheduler.errors import FencedError
+from scheduler.errors import FencedError, HaversackError
 from scheduler.execution.backoff import delays_s
-from scheduler.execution.blocking import Blocking
 from scheduler.model.execution import AttemptObservation, Phase
 from scheduler.model.ports import ExecutionStore, Executor
 from scheduler.model.quantity import AttemptId
@@ -22,8 +22,10 @@ log = structlog.get_logger(__name__)
 FINAL = frozenset({Phase.EXITED, Phase.VANISHED, Phase.ABSENT})
 """Phases that prove that nothing of the attempt runs, or ever will."""
 _NO_NEWS = frozenset({Phase.UNCLAIMED, Phase.STARTING})
-LOOKS_MAX = 8
+LOOKS_MAX = 4
 """Looks at once."""
+_TOGETHER_MAX = 256
+"""Attempts looked at, and recorded, together."""
 
 
 class Watcher:
@@ -35,7 +37,6 @@ class Watcher:
         executor: Executor,
         clock: Clock,
         *,
-        blocking: Blocking,
         on_freed: Callable[[], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -45,7 +46,6 @@ class Watcher:
             store: where facts go.
             executor: where they come from.
             clock: for the instants of records.
-            blocking: makes the executor's calls, up to `LOOKS_MAX` at once.
             on_freed: called in the event loop after an end was stored: resources are free.
             sleep: waits before a retry.
         """
@@ -60,10 +60,10 @@ class Watcher:
         self._followed: set[AttemptId] = set()
         self._watched: set[AttemptId] = set()
         self._retries: dict[AttemptId, Iterator[float]] = {}
-        self._looking: dict[AttemptId, asyncio.Task[None]] = {}
+        self._looking: set[AttemptId] = set()
+        self._looks: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()
         self._fenced: FencedError | None = None
-        self._blocking = blocking
 
     def follow(self, attempt_id: AttemptId) -> None:
         """Look at the attempt soon, and whenever it changes, until its end is stored.
@@ -94,24 +94,27 @@ class Watcher:
                 self._begin_looks()
         finally:
             self._loop = None
-            tasks = [*self._looking.values(), *self._waiting]
+            tasks = [*self._looks, *self._waiting]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._blocking.close()
 
     def _begin_looks(self) -> None:
-        for attempt_id in list(self._pending):
-            if len(self._looking) >= LOOKS_MAX:
-                return  # the next look that ends brings us back
-            if attempt_id not in self._looking:
+        while len(self._looks) < LOOKS_MAX:  # else the next look that ends brings us back
+            turn = (each for each in self._pending if each not in self._looking)
+            batch = tuple(islice(turn, _TOGETHER_MAX))
+            if not batch:
+                return
+            for attempt_id in batch:
                 del self._pending[attempt_id]
-                task = asyncio.create_task(self._look(attempt_id))
-                self._looking[attempt_id] = task
-                task.add_done_callback(partial(self._look_ended, attempt_id))
+            self._looking.update(batch)
+            task = asyncio.create_task(self._look(batch))
+            self._looks.add(task)
+            task.add_done_callback(partial(self._look_ended, batch))
 
-    def _look_ended(self, attempt_id: AttemptId, _task: asyncio.Task[None]) -> None:
-        del self._looking[attempt_id]
+    def _look_ended(self, batch: Sequence[AttemptId], task: asyncio.Task[None]) -> None:
+        self._looks.discard(task)
+        self._looking.difference_update(batch)
         self._news.set()
 
     def _changed(self, attempt_id: AttemptId) -> None:
@@ -125,27 +128,39 @@ class Watcher:
             self._pending[attempt_id] = None
             self._news.set()
 
-    async def _look(self, attempt_id: AttemptId) -> None:
+    async def _look(self, batch: Sequence[AttemptId]) -> None:
         """One look; on trouble another one later, so that no fact is lost."""
         try:
-            if attempt_id not in self._watched:
-                await self._blocking.run(self._executor.watch, attempt_id, self._changed)
-                self._watched.add(attempt_id)
-            seen = await self._blocking.run(self._executor.observe, attempt_id)
-            await self._take_in(seen)
+            await self._look_at(batch)
         except FencedError as error:
             self._fenced = error
-            return
-        except Exception:
-            # Whatever it was, the attempt still has to be seen to its end.
-            log.exception("attempt not recorded; trying again", attempt=attempt_id)
-        else:
-            if seen.phase is not Phase.UNKNOWN:
-                self._retries.pop(attempt_id, None)
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, HaversackError):
+                for attempt_id in batch:  # whoever spoils it for the others does so alone
+                    await self._look((attempt_id,))
                 return
+            # Whatever it was, these attempts still have to be seen to their end.
+            log.exception("not recorded; trying again", attempts=len(batch), first=batch[0])
+            for attempt_id in batch:
+                self._try_later(attempt_id)
+
+    async def _look_at(self, batch: Sequence[AttemptId]) -> None:
+        fresh = [attempt_id for attempt_id in batch if attempt_id not in self._watched]
+        if fresh:
+            await self._executor.watch(fresh, self._changed)
+            self._watched.update(fresh)
+        seen = await self._executor.observe(batch)
+        await self._take_in([each for each in seen if each.phase not in _NO_NEWS])
+        for each in seen:
+            if each.phase is not Phase.UNKNOWN:
+                self._retries.pop(each.attempt_id, None)
+                continue
             log.warning(
-                "nobody can tell what the attempt does", attempt=attempt_id, why=seen.message
+                "nobody can tell what the attempt does", attempt=each.attempt_id, why=each.message
             )
+            self._try_later(each.attempt_id)
+
+    def _try_later(self, attempt_id: AttemptId) -> None:
         delay_s = next(self._retries.setdefault(attempt_id, delays_s()))
         task = asyncio.create_task(self._look_later(attempt_id, delay_s))
         self._waiting.add(task)
@@ -155,22 +170,29 @@ class Watcher:
         await self._sleep(delay_s)
         self._look_again(attempt_id)
 
-    async def _take_in(self, seen: AttemptObservation) -> None:
-        if seen.phase in _NO_NEWS:
+    async def _take_in(self, news: Sequence[AttemptObservation]) -> None:
+        """Store what was seen, in one write; what has ended is followed no more."""
+        if not news:
             return
-        final = seen.phase in FINAL
-        if final:
-            failpoints.hit("exit-seen")
-        elif seen.phase is Phase.RUNNING:
-            failpoints.hit("start-seen")
-        moved = await self._store.record(seen, self._clock.now())
-        if final:
-            failpoints.hit("exit-stored")
-            await self._blocking.run(self._executor.forget, seen.attempt_id)
-            self._followed.discard(seen.attempt_id)
-            self._watched.discard(seen.attempt_id)
-            self._pending.pop(seen.attempt_id, None)
-            if moved is not None:
-                self._on_freed()
-        elif seen.phase is Phase.RUNNING:
-            failpoints.hit("start-stored")
+        for seen in news:
+            if seen.phase in FINAL:
+                failpoints.hit("exit-seen")
+            elif seen.phase is Phase.RUNNING:
+                failpoints.hit("start-seen")
+        moved = await self._store.record_many(news, self._clock.now())
+        for seen in news:
+            if seen.phase in FINAL:
+                failpoints.hit("exit-stored")
+            elif seen.phase is Phase.RUNNING:
+                failpoints.hit("start-stored")
+        ended = [seen.attempt_id for seen in news if seen.phase in FINAL]
+        if not ended:
+            return
+        await self._executor.forget(ended)
+        for attempt_id in ended:
+            self._followed.discard(attempt_id)
+            self._watched.discard(attempt_id)
+            self._pending.pop(attempt_id, None)
+        freed = zip(news, moved, strict=True)
+        if any(seen.phase in FINAL and state is not None for seen, state in freed):
+            self._on_freed()

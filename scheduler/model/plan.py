@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
 
 from scheduler.model.quantity import (
     WHOLE_GPU_MILLI,
@@ -99,6 +102,26 @@ class ReasonCode(StrEnum):
     BACKOFF = "backoff"
     QUARANTINED = "quarantined"
     PENDING_EVALUATION = "pending-evaluation"
+
+
+REMEDIES: Final[Mapping[ReasonCode, str]] = MappingProxyType(
+    {
+        ReasonCode.NEVER_FITS: "ask for less or for other labels, or add nodes",
+        ReasonCode.BLOCKED_BY_CONFIG: "uncordon, repair, remove the taint or tolerate it",
+        ReasonCode.WAITING_CAPACITY: "wait, or free some",
+        ReasonCode.FRAGMENTED: "wait; smaller tasks fit sooner",
+        ReasonCode.WAITING_TOPOLOGY: "wait, or use the `prefer-` form",
+        ReasonCode.WAITING_GANG: "wait, or ask for fewer tasks",
+        ReasonCode.WAITING_QUOTA: "wait until own jobs end, or raise the quota",
+        ReasonCode.RESERVED_HEADROOM: "wait, or lower the headroom",
+        ReasonCode.BEHIND_PRIORITY: "wait, or raise the priority",
+        ReasonCode.HELD: "`haversack release JOB`",
+        ReasonCode.BACKOFF: "wait",
+        ReasonCode.QUARANTINED: "look at its attempts, then `haversack release JOB`",
+        ReasonCode.PENDING_EVALUATION: "moments",
+    }
+)
+"""What helps, for people; docs/reference/reasons.md says the same."""
 
 
 @dataclass(frozen=True, slots=True)

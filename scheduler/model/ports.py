@@ -264,36 +264,63 @@ class Solver(Protocol):
 
 
 class Executor(Protocol):
-    """Makes committed orders real on this kind of host. Every call is idempotent and blocking.
+    """Makes committed orders real. Every call is idempotent, and made in the event loop."""
 
-    The composition root calls it from worker threads; it must be thread-safe per attempt.
-    """
-
-    def launch(self, order: LaunchOrder) -> Receipt:
+    async def launch(self, order: LaunchOrder) -> Receipt:
         """Start the attempt unless it was ever started before; DONE also when it already was."""
         ...
 
-    def stop(self, order: StopOrder) -> Receipt:
+    async def stop(self, order: StopOrder) -> Receipt:
         """Make sure the attempt ends, or never starts. DONE means the order is recorded."""
         ...
 
-    def observe(self, attempt_id: AttemptId) -> AttemptObservation:
-        """The truth about one attempt, read from outside; never from memory."""
+    async def observe(self, attempt_ids: Sequence[AttemptId]) -> Sequence[AttemptObservation]:
+        """The truth about each of these attempts, read from outside; never from memory."""
         ...
 
-    def watch(self, attempt_id: AttemptId, changed: Callable[[AttemptId], None]) -> None:
+    async def watch(
+        self, attempt_ids: Sequence[AttemptId], changed: Callable[[AttemptId], None]
+    ) -> None:
         """Call `changed` (from any thread) whenever `observe` may answer anew, at least at exit.
 
         A hint, not a promise: reconciliation finds what a hint missed.
         """
         ...
 
+    async def known(self) -> Sequence[AttemptId]:
+        """Every attempt there is a trace of, and which was not to be forgotten."""
+        ...
+
+    async def forget(self, attempt_ids: Sequence[AttemptId]) -> None:
+        """Drop watch state of attempts whose end is stored; their logs stay."""
+        ...
+
+
+class BlockingExecutor(Protocol):
+    """An `Executor` whose calls block, each for one attempt; thread-safe per attempt."""
+
+    def launch(self, order: LaunchOrder) -> Receipt:
+        """As `Executor.launch`."""
+        ...
+
+    def stop(self, order: StopOrder) -> Receipt:
+        """As `Executor.stop`."""
+        ...
+
+    def observe(self, attempt_id: AttemptId) -> AttemptObservation:
+        """As `Executor.observe`."""
+        ...
+
+    def watch(self, attempt_id: AttemptId, changed: Callable[[AttemptId], None]) -> None:
+        """As `Executor.watch`."""
+        ...
+
     def known(self) -> Sequence[AttemptId]:
-        """Every attempt this host has a trace of and was not told to forget."""
+        """As `Executor.known`."""
         ...
 
     def forget(self, attempt_id: AttemptId) -> None:
-        """Drop watch state of an attempt whose end is stored; its logs stay."""
+        """As `Executor.forget`."""
         ...
 
 
@@ -344,8 +371,10 @@ class ExecutionStore(Protocol):
         """Store outcomes, all or none. REFUSED on a launch sends the job back to the queue."""
         ...
 
-    async def record(self, observation: AttemptObservation, now: UtcSeconds) -> JobState | None:
-        """Fold an observation into the job's state; None when it told nothing new.
+    async def record_many(
+        self, observations: Sequence[AttemptObservation], now: UtcSeconds
+    ) -> Sequence[JobState | None]:
+        """Fold observations into their jobs' states, all or none; None for what is not new.
 
         EXITED and VANISHED close the attempt and free its allocations. Idempotent.
         """

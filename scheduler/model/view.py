@@ -112,12 +112,17 @@ class SubmitResult:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """What `list_jobs` selects; None means any. `sort` is one of SORTS, `-` prefix descends."""
+    """What `list_jobs` selects; None means any. `sort` is one of SORTS, `-` prefix descends.
+
+    Attributes:
+        pod: `namespace/name` of a pod that somebody else made: the jobs that have or had it.
+    """
 
     states: tuple[JobState, ...] = ()
     queue: str | None = None
     name: str | None = None
     tenant: TenantId | None = None
+    pod: str | None = None
     sort: str = "-submitted_at"
 
 

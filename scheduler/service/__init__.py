@@ -15,7 +15,7 @@ from scheduler.service.cluster import (
 )
 from scheduler.service.decisions import get_decision, list_decisions
 from scheduler.service.events import audit_denied, events_after, head_revision, list_audit
-from scheduler.service.explanation import explain
+from scheduler.service.explanation import explain, explain_pod
 from scheduler.service.identity import (
     authenticate,
     create_tenant,
@@ -39,6 +39,7 @@ __all__ = [
     "create_token",
     "events_after",
     "explain",
+    "explain_pod",
     "get_decision",
     "get_gpu",
     "get_job",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from scheduler.clock import iso
+from scheduler.errors import NotFoundError
 from scheduler.model.access import Actor, Permission
 from scheduler.model.lifecycle import EndCause, JobState
 from scheduler.model.plan import Reason, ReasonCode
@@ -38,6 +41,32 @@ def explain(tx: Transaction, actor: Actor, job_id: JobId, *, now: UtcSeconds) ->
     attempts = jobs.attempt_list(tx, job.id)
     summary = _ended(job) if job.state.terminal else _underway(tx, job, attempts[-1], now)
     return _explanation(job, summary, ())
+
+
+def explain_pod(
+    actor: Actor, namespace: str, name: str, *, waits: Callable[[str, str], str]
+) -> str:
+    """Why a pod that names us is in no job.
+
+    Args:
+        actor: who asks.
+        namespace: the pod's, which is its tenant.
+        name: the pod's.
+        waits: why a pod waits outside every job; "" if nothing is known of it.
+
+    Raises:
+        ForbiddenError: the role does not grant it.
+        NotFoundError: no such pod for this actor.
+    """
+    access.require(actor, Permission.JOBS_READ)
+    may_know = actor.cluster_wide or actor.tenant == namespace
+    why = waits(namespace, name) if may_know else ""
+    if not why:
+        raise NotFoundError(
+            f"no pod {namespace}/{name} waits outside every job",
+            hint="one that is in a job is found by `GET /api/v1/jobs?pod=NAMESPACE/NAME`",
+        )
+    return why
 
 
 def _explanation(

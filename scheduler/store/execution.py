@@ -181,19 +181,23 @@ class SqlExecutionStore:
         if intent.kind == IntentKind.LAUNCH:
             launch_refused(tx, AttemptId(intent.attempt_id), receipt.message, self._limits, now)
 
-    async def record(self, observation: AttemptObservation, now: UtcSeconds) -> JobState | None:
-        """Fold an observation into the job's state; None when it told nothing new. Idempotent.
+    async def record_many(
+        self, observations: Sequence[AttemptObservation], now: UtcSeconds
+    ) -> Sequence[JobState | None]:
+        """Fold observations into their jobs' states, all or none; None for what is not new.
+
+        Idempotent.
 
         Raises:
             FencedError: another leader has taken over.
         """
-        return await self._database.write(lambda tx: self._record(tx, observation, now))
+        return await self._database.write(lambda tx: self._record(tx, observations, now))
 
     def _record(
-        self, tx: Transaction, observation: AttemptObservation, now: UtcSeconds
-    ) -> JobState | None:
+        self, tx: Transaction, observations: Sequence[AttemptObservation], now: UtcSeconds
+    ) -> tuple[JobState | None, ...]:
         lease.require(tx, self._epoch)
-        return apply_observation(tx, observation, self._limits, now)
+        return tuple(apply_observation(tx, seen, self._limits, now) for seen in observations)
 
     async def expected(self) -> Sequence[ExpectedAttempt]:
         """Every live attempt, by id."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, func, insert, or_, select, update
 
 from scheduler.errors import ConflictError, InvalidRequestError
 from scheduler.model.access import Actor
@@ -323,7 +323,7 @@ def page(
     """One page of the jobs that the actor may know of.
 
     Cost: by `submitted_at` O(page) through an index plus what the filter skips; `priority` and
-    `name` sort all that the filter lets through.
+    `name` sort all that the filter lets through; `pod` reads the documents of its namespace's jobs.
 
     Raises:
         InvalidRequestError: unknown sort, malformed cursor or limit out of range.
@@ -349,6 +349,10 @@ def page(
         if not storable(value):
             return Page((), None)
         statement = statement.where(column == value)
+    if wanted.pod is not None:
+        if not storable(wanted.pod):
+            return Page((), None)
+        statement = statement.where(_has_pod(wanted.pod))
     statement = paging.after(
         statement,
         key,
@@ -363,6 +367,15 @@ def page(
         last = rows[limit - 1]
         following = paging.encode(wanted.sort, paging.Position(getattr(last, key.name), last.id))
     return Page(views(tx, rows[:limit]), following)
+
+
+def _has_pod(pod: str) -> ColumnElement[bool]:
+    """Jobs with a member `namespace/name/uid`; `documents.of_gang` writes them as whole strings."""
+    return (
+        (jobs.c.tenant_id == pod.partition("/")[0])
+        & (jobs.c.origin == Origin.KUBERNETES.value)
+        & jobs.c.document.contains(f'"{pod}/', autoescape=True)
+    )
 
 
 def set_desired_stop(tx: Transaction, found: Row[Any], *, now: UtcSeconds) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import bindparam, func, select, text, update
 
-from scheduler.errors import AlreadyRunningError, FencedError
+from scheduler.errors import AlreadyRunningError, FencedError, NotLeaderError
 from scheduler.model.quantity import SYSTEM_TENANT, UtcSeconds
 from scheduler.store.tables import attempts, leader
 from scheduler.store.transaction import Transaction
@@ -35,7 +35,7 @@ def acquire(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds, *, abov
         The new epoch: one more than the one before and than `above`.
 
     Raises:
-        AlreadyRunningError: another holder's lease is live.
+        NotLeaderError: another holder's lease is live.
     """
     instant = _clock(tx, now)
     statement = select(leader).where(leader.c.id == 1)
@@ -43,7 +43,7 @@ def acquire(tx: Transaction, holder: str, ttl_s: float, now: UtcSeconds, *, abov
         statement = statement.with_for_update()
     row = tx.connection.execute(statement).one()
     if row.holder != holder and row.expires_at > instant:
-        raise AlreadyRunningError(
+        raise NotLeaderError(
             f"{row.holder} leads this database (epoch {row.epoch})",
             hint=f"stop it, or wait {row.expires_at - instant:.0f} s until its lease ends",
         )

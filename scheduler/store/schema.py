@@ -46,16 +46,25 @@ def prepare(connection: Connection, *, now: UtcSeconds) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+    if refuse_newer(connection) != HEAD:
+        command.upgrade(alembic_config(connection), "head")
+    if connection.execute(select(tables.head.c.id)).first() is None:
+        _seed(connection, now)
+
+
+def refuse_newer(connection: Connection) -> str | None:
+    """The schema that the database has; None for an empty one.
+
+    Raises:
+        ConfigurationError: the database was made by a newer version of the program.
+    """
     found = MigrationContext.configure(connection).get_current_revision()
     if found is not None and found > HEAD:
         raise ConfigurationError(
             f"the database has schema {found}, this program knows up to {HEAD}",
             hint="run the newer version again; going back needs the backup from before it",
         )
-    if found != HEAD:
-        command.upgrade(alembic_config(connection), "head")
-    if connection.execute(select(tables.head.c.id)).first() is None:
-        _seed(connection, now)
+    return found
 
 
 def _seed(connection: Connection, now: UtcSeconds) -> None:

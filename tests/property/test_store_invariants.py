@@ -148,8 +148,9 @@ class StoreLife(RuleBasedStateMachine):
     def observe(self, data: st.DataObject) -> None:
         attempt_id = data.draw(st.sampled_from(self.attempts()[-6:]))
         seen = data.draw(_observations(attempt_id))
-        self.run(self.store.record(seen, self.clock.now()))
-        assert self.run(self.store.record(seen, self.clock.now())) is None, "not idempotent"
+        self.run(self.store.record_many([seen], self.clock.now()))
+        again = self.run(self.store.record_many([seen], self.clock.now()))
+        assert again == (None,), "not idempotent"
 
     @precondition(lambda self: self.jobs())
     @rule(data=st.data())

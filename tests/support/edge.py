@@ -81,6 +81,7 @@ class Edge:
 
     Attributes:
         troubles: what readiness answers.
+        pods: why pods, by `namespace/name`, wait outside every job.
         woken: how often the scheduler was woken.
         on_wake: called on the event loop, while the waking request is still open.
     """
@@ -89,6 +90,7 @@ class Edge:
     logs: FakeLogs = field(default_factory=FakeLogs)
     settings: Settings = field(default_factory=Settings)
     troubles: dict[str, str] = field(default_factory=dict)
+    pods: dict[str, str] = field(default_factory=dict)
     woken: int = 0
     on_wake: Callable[[], None] | None = None
 
@@ -101,6 +103,7 @@ class Edge:
             log_reader=self.logs,
             wake=self._wake,
             readiness=lambda: self.troubles,
+            pod_waits=lambda namespace, name: self.pods.get(f"{namespace}/{name}", ""),
         )
 
     def _wake(self) -> None:

@@ -19,7 +19,7 @@ from scheduler.model.execution import (
 )
 from scheduler.model.job import LauncherKind
 from scheduler.model.lifecycle import EndCause
-from scheduler.model.ports import Executor
+from scheduler.model.ports import BlockingExecutor
 from scheduler.model.quantity import AttemptId, GpuId, JobId, NodeId, TenantId
 
 PATIENCE_S = 20.0
@@ -105,7 +105,7 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
 
 
 def wait_for(
-    executor: Executor, attempt_id: AttemptId, phases: frozenset[Phase] = ENDED
+    executor: BlockingExecutor, attempt_id: AttemptId, phases: frozenset[Phase] = ENDED
 ) -> AttemptObservation:
     """Poll until the attempt is in one of `phases`."""
     wait_until(

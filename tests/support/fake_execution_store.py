@@ -33,7 +33,8 @@ class FakeExecutionStore:
         settled: receipts by intent.
         settlements: intents of each settlement that was asked for, in order.
         answering: waited for by each settlement before it is kept.
-        poisoned: intents that cannot be settled, nor any that are settled with them.
+        poisoned: intents that cannot be settled, nor any that are settled with them; and attempts
+            of which nothing can be recorded, nor of any that are recorded with them.
         recorded: every observation that reached us, in order.
         storage_errors: how many of the next calls fail as on a full disk.
         lost_claims: how many claims are committed and then not answered.
@@ -44,7 +45,7 @@ class FakeExecutionStore:
         self.settled: dict[IntentId, Receipt] = {}
         self.settlements: list[tuple[IntentId, ...]] = []
         self.answering: Callable[[], Awaitable[None]] = _at_once
-        self.poisoned: set[IntentId] = set()
+        self.poisoned: set[IntentId | AttemptId] = set()
         self.recorded: list[AttemptObservation] = []
         self.storage_errors = 0
         self.lost_claims = 0
@@ -108,8 +109,15 @@ class FakeExecutionStore:
                 if receipt.outcome is Outcome.REFUSED:
                     self.live.pop(intent.order.attempt_id, None)
 
-    async def record(self, observation: AttemptObservation, now: UtcSeconds) -> JobState | None:
+    async def record_many(
+        self, observations: Sequence[AttemptObservation], now: UtcSeconds
+    ) -> Sequence[JobState | None]:
         self._check()
+        if self.poisoned & {seen.attempt_id for seen in observations}:
+            raise RuntimeError("the books contradict themselves")
+        return [self._record(seen) for seen in observations]
+
+    def _record(self, observation: AttemptObservation) -> JobState | None:
         self.recorded.append(observation)
         if observation.attempt_id not in self.live:
             return None

@@ -66,7 +66,8 @@ class OneJob:
         self.run(self.store.settle_many([(intent.id, receipt)], later(2)))
 
     def record(self, seen: AttemptObservation, at: float = 20) -> JobState | None:
-        return self.run(self.store.record(seen, later(at)))
+        (state,) = self.run(self.store.record_many([seen], later(at)))
+        return state
 
     def launch(self) -> str:
         """Place, claim and settle; j-0 is LAUNCHING."""

@@ -189,7 +189,8 @@ class OutsideWorld:
         return attempt
 
     def record(self, seen: AttemptObservation) -> JobState | None:
-        return self.run(self.execution.record(seen, self.now))
+        (state,) = self.run(self.execution.record_many([seen], self.now))
+        return state
 
     def job(self, job_id: str) -> Any:
         return self.database.read_sync(lambda tx: job_row(tx, job_id))

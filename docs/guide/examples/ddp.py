@@ -96,7 +96,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _frame: asked_to_stop.append(number))
     device = pick_device()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=120))
+    # nccl is told its GPU here, or it would have to guess it at the first barrier.
+    own_gpu = device if backend == "nccl" else None
+    dist.init_process_group(backend, timeout=timedelta(seconds=120), device_id=own_gpu)
     say(f"world size {dist.get_world_size()}, backend {backend}, device {device}")
     try:
         check_group(device)

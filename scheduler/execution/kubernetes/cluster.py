@@ -185,7 +185,7 @@ class Cluster:
             return lost
 
     def in_groups(self, groups: Collection[str]) -> tuple[Pod, ...]:
-        """Pods of these groups that name us as their scheduler, bound ones too."""
+        """Pods of these groups that name us as their scheduler, bound and ended ones too."""
         with self._lock:
             keys = [key for group in sorted(groups) for key in self._of_group.get(group, ())]
             return tuple(self._pods[key] for key in keys)
@@ -287,7 +287,7 @@ class Cluster:
             self._of_attempt[attempt_id][key] = None
         if pod.takes_room and pod.constraints.repulsions:
             self._repelling[key] = None
-        if pod.scheduler_name != labels.SCHEDULER_NAME or pod.phase.terminal:
+        if pod.scheduler_name != labels.SCHEDULER_NAME:
             return
         group = self._group_of[key] = membership(pod).group
         self._of_group[group][key] = None

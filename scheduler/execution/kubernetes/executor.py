@@ -8,10 +8,8 @@ only tells apart what pods cannot say: never bound from bound and gone, or bound
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from scheduler.clock import Clock
 from scheduler.errors import FencedError, HaversackError, UnreachableError
@@ -35,14 +33,14 @@ from scheduler.model.execution import (
 from scheduler.model.lifecycle import EndCause
 from scheduler.model.quantity import AttemptId, UtcSeconds
 
-T = TypeVar("T")
-
 
 class KubernetesExecutor:
-    """The `Executor` of a cluster. Its methods block, and are called from threads.
+    """The `Executor` of a cluster.
+
+    Whoever is cancelled while it waits for an answer has given the request up: its outcome is
+    unknown, and is looked at by whoever takes the attempt over.
 
     Args:
-        loop: where requests are made.
         cluster: what the API server shows.
         binder: binds.
         evictor: deletes.
@@ -52,7 +50,6 @@ class KubernetesExecutor:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         cluster: Cluster,
         binder: Binder,
         evictor: Evictor,
@@ -60,7 +57,6 @@ class KubernetesExecutor:
         *,
         synced: Callable[[], bool],
     ) -> None:
-        self._loop = loop
         self._cluster = cluster
         self._binder = binder
         self._evictor = evictor
@@ -69,8 +65,6 @@ class KubernetesExecutor:
         self._stopped: dict[AttemptId, EndCause] = {}
         self._whole: dict[AttemptId, int] = {}
         self._unsettled: set[AttemptId] = set()
-        self._asked: set[Future[Any]] = set()
-        self._asking = threading.Lock()
         self._closed = False
 
     def resume(self, attempt_id: AttemptId, members: Iterable[str], *, whole: bool) -> None:
@@ -86,7 +80,7 @@ class KubernetesExecutor:
         if whole:
             self._whole[attempt_id] = max(1, len(keys))
 
-    def launch(self, order: LaunchOrder) -> Receipt:
+    async def launch(self, order: LaunchOrder) -> Receipt:
         """Bind the gang's pods, all or none. Repeating it completes what was begun.
 
         If the attempt was told to stop meanwhile, what is bound of it is deleted instead.
@@ -95,9 +89,14 @@ class KubernetesExecutor:
             FencedError: the cluster has turned us away: another leader has taken over.
             UnreachableError: the daemon is shutting down.
         """
+        self._refuse_when_closed()
+        if all(task.member for task in order.tasks):
+            return await self._bind(order)
+        return Receipt(Outcome.REFUSED, "jobs without pods of their own cannot be launched yet")
+
+    async def _bind(self, order: LaunchOrder) -> Receipt:
+        """Launch a gang of pods that somebody else made."""
         attempt_id = order.attempt_id
-        if not all(task.member for task in order.tasks):
-            return Receipt(Outcome.REFUSED, "jobs without pods of their own cannot be launched yet")
         try:
             bindings = [_binding(order, task) for task in order.tasks]
         except ValueError as error:
@@ -106,9 +105,9 @@ class KubernetesExecutor:
         # First this, then the look at what was stopped: `stop` looks the other way round.
         self._unsettled.add(attempt_id)
         if attempt_id in self._stopped:
-            result = self._ask(self._binder.undo_gang(bindings))
+            result = await self._binder.undo_gang(bindings)
         else:
-            result = self._ask(self._binder.bind_gang(bindings))
+            result = await self._binder.bind_gang(bindings)
         receipt = self._launched(order, result)
         if receipt.outcome is not Outcome.UNKNOWN:
             self._unsettled.discard(attempt_id)
@@ -130,12 +129,13 @@ class KubernetesExecutor:
             case GangOutcome.UNSETTLED:
                 return Receipt(Outcome.UNKNOWN, result.message)
 
-    def stop(self, order: StopOrder) -> Receipt:
+    async def stop(self, order: StopOrder) -> Receipt:
         """Delete the attempt's pods; whatever of it is not bound yet never will be.
 
         Raises:
             UnreachableError: the daemon is shutting down.
         """
+        self._refuse_when_closed()
         self._stopped[order.attempt_id] = order.cause
         if not self._synced():
             return Receipt(Outcome.UNKNOWN, "the cluster has not been read yet")
@@ -143,7 +143,7 @@ class KubernetesExecutor:
         left = [pod for pod in found.bound if not pod.phase.terminal]
         if order.attempt_id in self._whole:
             left += found.unbound  # we have bound them; that is not seen yet
-        troubles = self._ask(self._delete_all(left, order))
+        troubles = await self._delete_all(left, order)
         if order.attempt_id in self._unsettled:
             # The launch is asked for until it is settled, and undoes what it finds bound.
             troubles.append("its launch is under way")
@@ -170,14 +170,17 @@ class KubernetesExecutor:
             return ""
         return f"pod {pod.namespace}/{pod.name}: {done.outcome}: {done.message}"
 
-    def observe(self, attempt_id: AttemptId) -> AttemptObservation:
-        """What its pods show.
+    async def observe(self, attempt_ids: Sequence[AttemptId]) -> tuple[AttemptObservation, ...]:
+        """What their pods show. Asks nobody: O(pods of these attempts).
 
         An attempt is RUNNING once every pod runs or has run, and over when none is left that may
         still do something: EXITED when every pod that it ever had tells how it ended, else
         VANISHED. While some of its pods are not bound yet, or its launch is not settled, it is
         UNCLAIMED: it can be completed.
         """
+        return tuple(map(self._observe, attempt_ids))
+
+    def _observe(self, attempt_id: AttemptId) -> AttemptObservation:
         if not self._synced():
             return self._seen(attempt_id, Phase.UNKNOWN, "the cluster has not been read yet")
         found = self._cluster.members(attempt_id)
@@ -251,47 +254,32 @@ class KubernetesExecutor:
             **({"cause": self._stopped.get(attempt_id)} | told),
         )
 
-    def watch(self, attempt_id: AttemptId, changed: Callable[[AttemptId], None]) -> None:
-        """Call `changed` whenever one of its pods does."""
-        self._cluster.watch(attempt_id, changed)
+    async def watch(
+        self, attempt_ids: Sequence[AttemptId], changed: Callable[[AttemptId], None]
+    ) -> None:
+        """Call `changed` whenever one of their pods does."""
+        for attempt_id in attempt_ids:
+            self._cluster.watch(attempt_id, changed)
 
-    def known(self) -> Sequence[AttemptId]:
+    async def known(self) -> Sequence[AttemptId]:
         """Every attempt that some pod names, or that was told to stop."""
         return tuple(dict.fromkeys((*self._cluster.attempts(), *self._stopped)))
 
-    def forget(self, attempt_id: AttemptId) -> None:
-        """Its end is stored."""
-        self._stopped.pop(attempt_id, None)
-        self._whole.pop(attempt_id, None)
-        self._unsettled.discard(attempt_id)
-        self._cluster.release(attempt_id)
+    async def forget(self, attempt_ids: Sequence[AttemptId]) -> None:
+        """Their end is stored."""
+        for attempt_id in attempt_ids:
+            self._stopped.pop(attempt_id, None)
+            self._whole.pop(attempt_id, None)
+            self._unsettled.discard(attempt_id)
+            self._cluster.release(attempt_id)
 
     def close(self) -> None:
-        """Give up what is under way: its outcome is unknown, and the next start looks at it.
+        """Begin nothing more. Whoever waits for an answer is to be cancelled before."""
+        self._closed = True
 
-        Whoever waits for an answer in a thread gets an error, now and from now on.
-        """
-        with self._asking:
-            self._closed = True
-            asked = tuple(self._asked)
-        for each in asked:
-            each.cancel()
-
-    def _ask(self, request: Coroutine[Any, Any, T]) -> T:
-        """What a request answers. Raises UnreachableError once this is closed."""
-        with self._asking:
-            if self._closed:
-                request.close()
-                raise UnreachableError("the daemon is shutting down")
-            asked = asyncio.run_coroutine_threadsafe(request, self._loop)
-            self._asked.add(asked)
-        try:
-            return asked.result()
-        except CancelledError as error:
-            raise UnreachableError("the daemon is shutting down") from error
-        finally:
-            with self._asking:
-                self._asked.discard(asked)
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise UnreachableError("the daemon is shutting down")
 
 
 def _binding(order: LaunchOrder, task: LaunchTask) -> Binding:

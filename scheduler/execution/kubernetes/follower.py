@@ -29,7 +29,7 @@ GATHER_S = 0.02
 AGAIN_S = 2.0
 """Gangs with lost members are looked at again after so long, until the store has seen their end."""
 
-_LOST = "some of its pods are gone, or were bound by somebody else"
+_LOST = "some of its pods are gone, were bound by somebody else, or became part of a larger gang"
 OWNERS_S = 10.0
 """What says how large a gang is may come, or change, without news of a pod: it is read again."""
 
@@ -41,10 +41,12 @@ class Gathered:
     Attributes:
         gangs: complete ones.
         waiting: pods that cannot be placed as they are, and why.
+        outgrown: of pods in gangs that have no place yet, those whose gang must be larger now.
     """
 
     gangs: tuple[OutsideGang, ...]
     waiting: tuple[tuple[Pod, str], ...]
+    outgrown: tuple[str, ...] = ()
 
 
 class Gatherer(Protocol):
@@ -100,7 +102,8 @@ class Follower:
         self._members: dict[str, tuple[str, ...]] = {}
         self._jobs: dict[str, JobId] = {}
         self._suspects: set[str] = set()
-        self._incomplete = False
+        self._outgrown: set[str] = set()
+        self._waits: dict[str, str] = {}
 
     def wake(self) -> None:
         """There is news. Call it from any thread."""
@@ -111,6 +114,10 @@ class Follower:
     def members(self) -> Mapping[JobId, tuple[str, ...]]:
         """The pods of every job that was taken in and has not been seen to end."""
         return {job_id: self._members[key] for key, job_id in self._jobs.items()}
+
+    def pod_waits(self, namespace: str, name: str) -> str:
+        """Why a pod is in no gang that was taken in; "" if it is in one, or is not ours."""
+        return self._waits.get(f"{namespace}/{name}", "")
 
     async def begin(self) -> None:
         """Take in everything there is.
@@ -160,11 +167,11 @@ class Follower:
         """How long nothing need be done without news."""
         if self._suspects:
             return AGAIN_S
-        return OWNERS_S if self._incomplete else None
+        return OWNERS_S if self._waits else None
 
     async def _step(self) -> None:
         await self._take_in_nodes()
-        if self._cluster.take_pods_changed() or self._incomplete:
+        if self._cluster.take_pods_changed() or self._waits:
             try:
                 await self._take_in_pods()
             except BaseException:
@@ -201,21 +208,23 @@ class Follower:
                 for gang in found.gangs:
                     self._remember(gang.key, made[gang.key], gang.members)
             self._report(found.waiting)
-            self._incomplete = bool(found.waiting)
+            self._outgrown = {self._gang_of[key] for key in found.outgrown if key in self._gang_of}
+            self._suspects |= self._outgrown
+            self._waits = {f"{pod.ref.namespace}/{pod.ref.name}": why for pod, why in found.waiting}
         else:
-            self._incomplete = False
+            self._waits = {}
         for key in self._cluster.take_lost(self._gang_of):
             self._suspects.add(self._gang_of[key])
 
     async def _settle_suspects(self) -> None:
-        """Withdraw waiting gangs that lost a member; wait for the end of those that run."""
+        """Withdraw waiting gangs that lost or lack a member; wait for the end of those that run."""
         known = await self._store.open_gangs()
         lost = []
         for key in sorted(self._suspects):
             job = known.get(key)
             if job is None:
                 self._forget(key)
-            elif self._whole(key):
+            elif self._whole(key) and not (job.waiting and key in self._outgrown):
                 self._suspects.discard(key)
             elif job.waiting:
                 lost.append(key)
@@ -235,6 +244,7 @@ class Follower:
 
     def _forget(self, key: str) -> None:
         self._suspects.discard(key)
+        self._outgrown.discard(key)
         self._jobs.pop(key, None)
         for member in self._members.pop(key, ()):
             if self._gang_of.get(member) == key:

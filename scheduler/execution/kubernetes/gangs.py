@@ -3,6 +3,9 @@
 A gang is complete when as many of its pods are ready as must start together. Until then it waits,
 and says why. Pods that are gated by somebody else, are being deleted or have ended do not count.
 
+Of a group whose pods are all made by one object, pods that have succeeded keep their place: what
+such an object makes anew is to replace pods that failed.
+
 How many pods that are: the object that made them says so where its kind is known and can be read
 (see `owners`); else their annotation `haversack.dev/gang-size`; else the gang waits with that
 reason. Pods beyond that number, and replacements of a gang that already runs, are placed one by
@@ -28,6 +31,7 @@ from scheduler.model.job import JobShape
 from scheduler.model.quantity import UtcSeconds
 
 _NO_REFUSALS: Final[Mapping[str, str]] = MappingProxyType({})
+_NONE_UNREAD: Final[Mapping[OwnerKey, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +89,20 @@ class Gangs:
     Attributes:
         complete: the oldest first; of one group in rank order.
         waiting: by group.
+        outgrown: pods of gangs that were complete when they were found and wait for a place still,
+            though more must start with them now.
     """
 
     complete: tuple[Gang, ...]
     waiting: tuple[Waiting, ...]
+    outgrown: tuple[Pod, ...] = ()
 
 
 def gangs_of(
     pods: Iterable[Pod],
     owners: Mapping[OwnerKey, Owner],
     *,
+    unread: Mapping[OwnerKey, str] = _NONE_UNREAD,
     taken: Collection[str] = frozenset(),
     levels: Levels = ALL_LEVELS,
     refusals: Mapping[str, str] = _NO_REFUSALS,
@@ -108,8 +116,9 @@ def gangs_of(
         pods: waiting and placed ones. Of a group with a waiting pod all must be here, or it looks
             incomplete; see `members.membership` for which group a pod is in.
         owners: what the objects say that could be read, see `owner_keys`.
-        taken: `str(pod.ref)` of pods that already are in a gang found earlier; they count as
-            placed, so that what was found stays as it was.
+        unread: why the others could not be read.
+        taken: `str(pod.ref)` of pods that already are in a gang found earlier. What was found
+            stays as it was, unless its object has grown meanwhile.
         levels: which labels a PodGroup's topology may be about.
         refusals: why a pod is not placed, by `str(pod.ref)`; its gang waits with that reason.
         queue_labels: labels that name the queue, the first that is set counts. Those of other
@@ -117,21 +126,33 @@ def gangs_of(
     """
     groups: dict[str, tuple[Membership, list[Pod]]] = {}
     for pod in pods:
-        if pod.phase.terminal or pod.deleting:
-            continue
         found = membership(pod)
+        if pod.deleting or (pod.phase.terminal and not (found.once and pod.done)):
+            continue
         owner = owners.get(found.owner) if found.owner else None
         group = f"{found.group}/{found.role}" if owner and owner.roles else found.group
         groups.setdefault(group, (found, []))[1].append(pod)
     complete: list[Gang] = []
     waiting: list[Waiting] = []
+    outgrown: list[Pod] = []
     for group, (found, members) in sorted(groups.items()):
-        forming = _Forming(group, found, members, owners, levels, refusals, queue_labels)
-        done, left = forming.gangs(taken)
-        complete += done
-        waiting += left
+        owner, why = _said(found.owner, owners, unread)
+        forming = _Forming(group, found, members, owner, why, levels, refusals, queue_labels)
+        formed = forming.gangs(taken)
+        complete += formed.complete
+        waiting += formed.waiting
+        outgrown += formed.outgrown
     complete.sort(key=lambda gang: (gang.created_at, gang.group))  # stable
-    return Gangs(tuple(complete), tuple(waiting))
+    return Gangs(tuple(complete), tuple(waiting), tuple(outgrown))
+
+
+def _said(
+    key: OwnerKey | None, owners: Mapping[OwnerKey, Owner], unread: Mapping[OwnerKey, str]
+) -> tuple[Owner | None, str]:
+    """What the object says, or why nobody knows."""
+    if key is None:
+        return None, ""
+    return owners.get(key), unread.get(key, f"{key.said} does not exist or cannot be read")
 
 
 def owner_keys(pods: Iterable[Pod]) -> frozenset[OwnerKey]:
@@ -142,54 +163,64 @@ def owner_keys(pods: Iterable[Pod]) -> frozenset[OwnerKey]:
 
 @dataclass(frozen=True, slots=True)
 class _Forming:
-    """One group while it is looked at."""
+    """One group while it is looked at.
+
+    Attributes:
+        owner: what its object says, if it has one that could be read.
+        unread: why it could not.
+    """
 
     group: str
     found: Membership
     pods: Sequence[Pod]
-    owners: Mapping[OwnerKey, Owner]
+    owner: Owner | None
+    unread: str
     levels: Levels
     refusals: Mapping[str, str]
     queue_labels: Sequence[str]
 
-    @property
-    def owner(self) -> Owner | None:
-        return self.owners.get(self.found.owner) if self.found.owner else None
-
-    def gangs(self, taken: Collection[str]) -> tuple[list[Gang], list[Waiting]]:
+    def gangs(self, taken: Collection[str]) -> Gangs:
         wanting = [pod for pod in self.pods if pod.waiting and str(pod.ref) not in taken]
         if not wanting:
-            return [], []
+            return Gangs((), ())
         wanting.sort(key=place)
         size, trouble = self._size()
         if trouble:
-            return [], [self._waits(wanting, trouble)]
-        placed = len(self.pods) - len(wanting)
+            return Gangs((), (self._waits(wanting, trouble),))
+        in_line = [pod for pod in self.pods if pod.waiting and str(pod.ref) in taken]
+        placed = len(self.pods) - len(wanting) - len(in_line)
         if size == 1 or placed >= size:
-            return self._one_by_one(wanting, placed)
-        return self._together(wanting, size, placed)
+            return self._one_by_one(wanting, placed + len(in_line))
+        if not in_line:
+            return self._together(wanting, size, placed)
+        if placed + len(in_line) >= size:
+            return Gangs((), (self._follow(wanting, size),))
+        reason = f"its gang is formed anew: {size} pods must start together now"
+        return Gangs((), (self._waits(wanting, reason),), tuple(in_line))
 
-    def _together(
-        self, wanting: Sequence[Pod], size: int, placed: int
-    ) -> tuple[list[Gang], list[Waiting]]:
+    def _together(self, wanting: Sequence[Pod], size: int, placed: int) -> Gangs:
         refused = next(
             (f"pod {pod.ref.name}: {self._fault(pod)}" for pod in wanting if self._fault(pod)), ""
         )
         if refused:
-            return [], [self._waits(wanting, refused)]
+            return Gangs((), (self._waits(wanting, refused),))
         ready = [pod for pod in wanting if pod.ready]
         if placed + len(ready) < size:
-            return [], [self._waits(wanting, _still_missing(size, placed, ready, wanting))]
+            reason = _still_missing(size, placed, ready, wanting)
+            return Gangs((), (self._waits(wanting, reason),))
         first = ready[: size - placed]
-        done, left = self._gang(first, placed)
+        found = self._gang(first, placed)
         chosen = {pod.ref for pod in first}
         beyond = [pod for pod in wanting if pod.ref not in chosen]
-        if beyond:
-            reason = f"its gang needs {size} pods; the others follow once those are placed"
-            left.append(self._waits(beyond, reason))
-        return done, left
+        return Gangs(
+            found.complete, (*found.waiting, *([self._follow(beyond, size)] if beyond else []))
+        )
 
-    def _one_by_one(self, wanting: Sequence[Pod], placed: int) -> tuple[list[Gang], list[Waiting]]:
+    def _follow(self, beyond: Sequence[Pod], size: int) -> Waiting:
+        reason = f"its gang needs {size} pods; the others follow once those are placed"
+        return self._waits(beyond, reason)
+
+    def _one_by_one(self, wanting: Sequence[Pod], placed: int) -> Gangs:
         """Pods that need not start together, or no longer: each for itself."""
         done: list[Gang] = []
         left: list[Waiting] = []
@@ -198,19 +229,19 @@ class _Forming:
             if reason:
                 left.append(self._waits([pod], reason))
                 continue
-            one, refused = self._gang([pod], placed)
-            done += one
-            left += refused
-        return done, left
+            found = self._gang([pod], placed)
+            done += found.complete
+            left += found.waiting
+        return Gangs(tuple(done), tuple(left))
 
     def _fault(self, pod: Pod) -> str:
         return self.refusals.get(str(pod.ref)) or next(iter(pod.problems), "")
 
-    def _gang(self, members: Sequence[Pod], placed: int) -> tuple[list[Gang], list[Waiting]]:
+    def _gang(self, members: Sequence[Pod], placed: int) -> Gangs:
         try:
             asked = asked_by(members, self.owner, self.levels, self.queue_labels)
         except DisagreementError as reason:
-            return [], [self._waits(members, str(reason))]
+            return Gangs((), (self._waits(members, str(reason)),))
         identity = hashlib.blake2b(digest_size=12)
         for uid in sorted(pod.ref.uid for pod in members):
             identity.update(uid.encode(errors="surrogatepass") + b"\0")
@@ -223,7 +254,7 @@ class _Forming:
             placed=placed,
             asked=asked,
         )
-        return [gang], []
+        return Gangs((gang,), ())
 
     def _size(self) -> tuple[int, str]:
         """How many must start together, or why that cannot be told."""
@@ -248,8 +279,8 @@ class _Forming:
         if self.found.owner is None:
             return f"its pods have no annotation {labels.GANG_SIZE}"
         return (
-            f"{self.found.owner.said} does not exist or cannot be read, and its pods have no"
-            f" annotation {labels.GANG_SIZE}: the size of the gang is unknown"
+            f"{self.unread}, and its pods have no annotation {labels.GANG_SIZE}: the size of the"
+            " gang is unknown"
         )
 
     def _waits(self, pods: Sequence[Pod], reason: str) -> Waiting:

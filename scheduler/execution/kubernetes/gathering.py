@@ -43,10 +43,13 @@ class ClusterGatherer:
         pods = self._cluster.in_groups(groups)
         refusals = await self._refusals(fresh)
         owners = await self._lookup.owners(owner_keys(pods))
-        found = gangs_of(pods, owners, taken=taken, refusals=refusals)
+        found = gangs_of(
+            pods, owners.found, unread=owners.unread, taken=taken, refusals=refusals
+        )
         return Gathered(
             gangs=tuple(map(_outside, found.complete)),
             waiting=tuple((pod, each.reason) for each in found.waiting for pod in each.pods),
+            outgrown=tuple(str(pod.ref) for pod in found.outgrown),
         )
 
     async def _refusals(self, fresh: Sequence[Pod]) -> dict[str, str]:

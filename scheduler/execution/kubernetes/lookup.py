@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -52,6 +52,19 @@ class _Kept(Generic[K, V]):
         return value
 
 
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """What the objects say that made pods.
+
+    Attributes:
+        found: those that could be read.
+        unread: why not, for the others: what is missing, and what would help.
+    """
+
+    found: Mapping[OwnerKey, Owner]
+    unread: Mapping[OwnerKey, str]
+
+
 class Lookup:
     """Reads objects by name. Methods raise what requests raise, but for objects we may not see.
 
@@ -62,42 +75,66 @@ class Lookup:
     def __init__(self, server: ApiServer) -> None:
         self._server = server
         self._objects: _Kept[str, Document | None] = _Kept(_OBJECT_S)
+        self._owners: _Kept[str, Owner | str] = _Kept(_OBJECT_S)
         self._places: _Kept[tuple[str, str], str | None] = _Kept(_VERSIONS_S)
         self._finding_places = asyncio.Lock()
 
-    async def owners(self, keys: Iterable[OwnerKey]) -> dict[OwnerKey, Owner]:
-        """What these objects say; those that are not there, or not for us to see, are left out."""
+    async def owners(self, keys: Iterable[OwnerKey]) -> Owners:
+        """What these objects say. One request for each that is not kept, and two for a new kind."""
         wanted = sorted(set(keys))
-        found = await asyncio.gather(*map(self._owner, wanted))
-        return {key: owner for key, owner in zip(wanted, found, strict=True) if owner is not None}
+        read = await asyncio.gather(*map(self._owner, wanted))
+        told = dict(zip(wanted, read, strict=True))
+        return Owners(
+            found={key: each for key, each in told.items() if isinstance(each, Owner)},
+            unread={key: each for key, each in told.items() if isinstance(each, str)},
+        )
 
-    async def _owner(self, key: OwnerKey) -> Owner | None:
+    async def _owner(self, key: OwnerKey) -> Owner | str:
+        """What the object says, or why it cannot be read."""
         async with self._finding_places:  # one asks, however many pods want to know
             place = await self._place(key.group, key.kind)
         if place is None:
-            return None
+            return f"{key.said} cannot be read: the cluster has no {key.resource}"
         path, plural = place.rsplit("/", 1)
-        raw = await self._named(f"{path}/namespaces/{key.namespace}/{plural}", key.name)
-        return None if raw is None else owner_of(raw)
+        if not _NAME.fullmatch(key.name):
+            return f"{key.said} does not exist: nothing can have that name"
+        url = f"{path}/namespaces/{key.namespace}/{plural}/{key.name}"
+        kept = self._owners.get(url)
+        return kept[0] if kept is not None else self._owners.put(url, await self._read(key, url))
+
+    async def _read(self, key: OwnerKey, url: str) -> Owner | str:
+        try:
+            found = owner_of(await self._server.get(url))
+        except RejectedError as error:
+            if error.missing:
+                return f"{key.said} does not exist"
+            if error.forbidden:
+                return (
+                    f"{key.said} cannot be read: our account lacks the right `get` on"
+                    f" {url.rsplit('/', 2)[1]} in API group {key.group}; grant it with a ClusterRole"
+                )
+            raise
+        return found if found is not None else f"{key.said} groups no pods"
 
     async def _place(self, group: str, kind: str) -> str | None:
-        """Where objects of a kind are: `/apis/batch/v1/jobs`; None if the server has no such."""
+        """Where objects of a kind are: `/apis/batch/v1/jobs`; None if the server has no such.
+
+        The preferred version comes first, but not every kind is in it: PodGroups of
+        scheduling.k8s.io are only in versions older, or younger, than that of PriorityClasses.
+        """
         kept = self._places.get((group, kind))
         if kept is not None:
             return kept[0]
-        found = None
-        versions = await self._readable(f"/apis/{group}")
-        if versions is not None:
-            best = text(mapping(versions.get("preferredVersion")).get("groupVersion"))
-            resources = await self._readable(f"/apis/{best}") or {}
-            names = (
-                text(each.get("name"))
-                for _, each in mappings(resources.get("resources"))
-                if each.get("kind") == kind and "/" not in text(each.get("name"))
-            )
-            name = next(names, "")
-            found = f"/apis/{best}/{name}" if name else None
-        return self._places.put((group, kind), found)
+        about = await self._readable(f"/apis/{group}") or {}
+        best = text(mapping(about.get("preferredVersion")).get("groupVersion"))
+        others = (text(each.get("groupVersion")) for _, each in mappings(about.get("versions")))
+        for version in dict.fromkeys(filter(None, (best, *others))):
+            resources = await self._readable(f"/apis/{version}") or {}
+            for _, each in mappings(resources.get("resources")):
+                name = text(each.get("name"))
+                if each.get("kind") == kind and "/" not in name:
+                    return self._places.put((group, kind), f"/apis/{version}/{name}")
+        return self._places.put((group, kind), None)
 
     async def claims(self, pods: Iterable[Pod]) -> dict[tuple[str, str], Claim]:
         """The volume claims that these pods mount; those that cannot be read are left out."""

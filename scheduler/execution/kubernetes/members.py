@@ -28,6 +28,7 @@ class Membership:
         owner: the object that says how many pods it has, if one does.
         role: the part of the object it belongs to, where parts may start one after the other.
         alone: a group of one, whatever others say.
+        once: one object has made all its pods, and nobody else's carry its name.
     """
 
     group: str
@@ -35,6 +36,7 @@ class Membership:
     owner: OwnerKey | None = None
     role: str = ""
     alone: bool = False
+    once: bool = False
 
 
 def membership(pod: Pod) -> Membership:
@@ -55,8 +57,8 @@ def membership(pod: Pod) -> Membership:
     )
 
 
-def _of(key: OwnerKey, *, more: str = "", role: str = "") -> Membership:
-    return Membership(f"{key.said}{more}", key.name, key, role)
+def _of(key: OwnerKey, *, more: str = "", role: str = "", once: bool = False) -> Membership:
+    return Membership(f"{key.said}{more}", key.name, key, role, once=once)
 
 
 def _made_by(pod: Pod, named: dict[str, str]) -> Membership | None:
@@ -64,7 +66,7 @@ def _made_by(pod: Pod, named: dict[str, str]) -> Membership | None:
     if job_set := named.get(labels.JOBSET_NAME):
         key = OwnerKey("jobset.x-k8s.io", "JobSet", namespace, job_set)
         attempt = named.get(labels.JOBSET_ATTEMPT, "0")
-        return _of(key, more=f"/{attempt}", role=named.get(labels.JOBSET_REPLICATED_JOB, ""))
+        return _of(key, more=f"/{attempt}", role=named.get(labels.JOBSET_REPLICATED_JOB, ""), once=True)
     if leader := named.get(labels.LWS_NAME):
         key = OwnerKey("leaderworkerset.x-k8s.io", "LeaderWorkerSet", namespace, leader)
         return _of(key, more=f"/{named.get(labels.LWS_GROUP, '')}")
@@ -76,9 +78,9 @@ def _made_by(pod: Pod, named: dict[str, str]) -> Membership | None:
         # Only pods of an Indexed Job have an index; those of other Jobs take work as it comes.
         if labels.COMPLETION_INDEX not in {*named, *dict(pod.annotations)}:
             return _by_size(pod, key)
-        return _of(key, more=f"/{made_by.uid}")
+        return _of(key, more=f"/{made_by.uid}", once=True)
     if owners.known(made_by.group, made_by.kind):
-        return _of(key, more=f"/{made_by.uid}")
+        return _of(key, more=f"/{made_by.uid}", once=True)
     return _by_size(pod, key)
 
 

@@ -32,8 +32,12 @@ class OwnerKey:
     @property
     def said(self) -> str:
         """As people write it: `podgroup.scheduling.k8s.io/team/llama`."""
-        kind = f"{self.kind.lower()}.{self.group}" if self.group else self.kind.lower()
-        return f"{kind}/{self.namespace}/{self.name}"
+        return f"{self.resource}/{self.namespace}/{self.name}"
+
+    @property
+    def resource(self) -> str:
+        """Its kind as people write it: `podgroup.scheduling.k8s.io`."""
+        return f"{self.kind.lower()}.{self.group}" if self.group else self.kind.lower()
 
 
 @dataclass(frozen=True, slots=True)

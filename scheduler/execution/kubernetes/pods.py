@@ -204,6 +204,11 @@ class Pod:
         return not self.node_name and not self.phase.terminal and not self.deleting
 
     @property
+    def done(self) -> bool:
+        """Whether all its containers have ended well."""
+        return self.phase is Phase.SUCCEEDED
+
+    @property
     def ready(self) -> bool:
         """Whether it may be placed now: no gate but our own holds it."""
         return self.waiting and not self.held_by

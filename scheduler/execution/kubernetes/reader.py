@@ -34,6 +34,7 @@ _INITIAL_END: Final = "k8s.io/initial-events-end"
 _BACKOFF_FIRST_S, _BACKOFF_LONGEST_S = 0.8, 30.0
 _GRAVES_MAX = 20_000
 _WORKED_S = 5.0
+_STALE_LISTS = 3
 _OPAQUE: Final = -1
 """A resource version that is no number: nothing is older or newer than it."""
 
@@ -151,7 +152,7 @@ class Reader(Generic[T]):
         self._streams_lists = True
         self._heard_s = self._listed_s = float("-inf")
         self._relist_after_s = 0.0
-        self._failures = self._silences = self._list_tries = 0
+        self._failures = self._silences = self._list_tries = self._stale_lists = 0
 
     @property
     def age_s(self) -> float:
@@ -199,13 +200,28 @@ class Reader(Generic[T]):
             version = await self._stream_list(listing)
         else:
             version = await self._page_list(listing)
+        self._check_age(version)
         self._tell(listing)
         self._listed_s = self._hear()
         self._relist_after_s = float(self._pace.relist_s * self._jitter.uniform(0.8, 1.0))
         self._version = version
         self._version_number = self._listed_number = _number(version)
-        self._silences = self._list_tries = 0
+        self._silences = self._list_tries = self._stale_lists = 0
         self.synced.set()
+
+    def _check_age(self, version: str) -> None:
+        """Raise OutcomeUnknownError for a list of the past: what has ended would live again.
+
+        One server of several may lag behind. Where etcd was restored from a backup every list is
+        of the past, so the third one in a row is believed.
+        """
+        if not _OPAQUE < _number(version) < self._version_number:
+            return
+        self._stale_lists += 1
+        if self._stale_lists < _STALE_LISTS:
+            raise OutcomeUnknownError(
+                f"{self._path}: a list of version {version}, older than what was seen before"
+            )
 
     async def _stream_list(self, listing: _Listing[T]) -> str:
         """A list sent as the first events of a watch: no buffer of the whole. Its version."""

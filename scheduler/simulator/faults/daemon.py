@@ -11,7 +11,7 @@ import contextvars
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from policies.registry import profile_named
 from scheduler.conductor import Conductor, Pace
@@ -27,12 +27,14 @@ from scheduler.model.execution import (
     ExpectedAttempt,
     Intent,
     IntentKind,
+    LaunchOrder,
     Receipt,
+    StopOrder,
 )
 from scheduler.model.lifecycle import JobState
 from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort
-from scheduler.model.quantity import IntentId, UtcSeconds
+from scheduler.model.quantity import AttemptId, IntentId, UtcSeconds
 from scheduler.model.snapshot import Snapshot
 from scheduler.simulator.faults.chance import Chance, Fault
 from scheduler.simulator.faults.loop import VirtualClock
@@ -45,7 +47,6 @@ from scheduler.store.inventory import sync_nodes
 from scheduler.store.lease import acquire, require
 from scheduler.store.transaction import Transaction
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 HOLDER = "simulated-0"
@@ -128,7 +129,7 @@ class SimulatedDaemon:
             failed=lambda error: self.kill(f"the store stopped: {error}"),
         )
         self.calls = {
-            name: InTime(self, around.chance, most)
+            name: InTime(self.executor, self, around.chance, most)
             for name, most in (
                 ("apply", 2 * LAUNCHES_MAX),
                 ("watch", LOOKS_MAX),
@@ -251,26 +252,23 @@ class SimulatedDaemon:
         )
         watcher = Watcher(
             store,
-            self.executor,
+            self.calls["watch"],
             around.clock,
-            blocking=self.calls["watch"],
             on_freed=conductor.wake,
         )
         applier = Applier(
             store,
-            self.executor,
+            self.calls["apply"],
             watcher,
             around.clock,
-            blocking=self.calls["apply"],
             in_flight_max=LAUNCHES_MAX,
         )
         reconciler = Reconciler(
             store,
-            self.executor,
+            self.calls["reconcile"],
             watcher,
             applier,
             around.clock,
-            blocking=self.calls["reconcile"],
             every_s=RECONCILE_S,
         )
         self._wakes = [conductor.wake, applier.wake]
@@ -312,20 +310,49 @@ class SimulatedDaemon:
 
 
 class InTime:
-    """`Blocking` without threads: a call takes a moment to get there, and a moment to come back.
+    """The executor port of one part: a call takes a moment to get there, and one to come back.
 
     Attributes:
         most: calls at once that are allowed.
         busy: calls under way.
     """
 
-    def __init__(self, daemon: SimulatedDaemon, chance: Chance, most: int) -> None:
+    def __init__(
+        self, executor: HostExecutor, daemon: SimulatedDaemon, chance: Chance, most: int
+    ) -> None:
+        self._executor = executor
         self._daemon = daemon
         self._chance = chance
         self.most = most
         self.busy = 0
 
-    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def launch(self, order: LaunchOrder) -> Receipt:
+        """As `HostExecutor.launch`."""
+        return await self._made(lambda: self._executor.launch(order))
+
+    async def stop(self, order: StopOrder) -> Receipt:
+        """As `HostExecutor.stop`."""
+        return await self._made(lambda: self._executor.stop(order))
+
+    async def observe(self, attempt_ids: Sequence[AttemptId]) -> Sequence[AttemptObservation]:
+        """As `HostExecutor.observe`, all at one instant."""
+        return await self._made(lambda: tuple(map(self._executor.observe, attempt_ids)))
+
+    async def watch(
+        self, attempt_ids: Sequence[AttemptId], changed: Callable[[AttemptId], None]
+    ) -> None:
+        """As `HostExecutor.watch`."""
+        await self._made(lambda: [self._executor.watch(each, changed) for each in attempt_ids])
+
+    async def known(self) -> Sequence[AttemptId]:
+        """As `HostExecutor.known`."""
+        return await self._made(self._executor.known)
+
+    async def forget(self, attempt_ids: Sequence[AttemptId]) -> None:
+        """As `HostExecutor.forget`."""
+        await self._made(lambda: [self._executor.forget(each) for each in attempt_ids])
+
+    async def _made(self, call: Callable[[], T]) -> T:
         """What `call` returns, made at one instant between now and the answer."""
         chance, gate = self._chance, self._daemon.gate
         await gate()
@@ -333,16 +360,13 @@ class InTime:
         try:
             await asyncio.sleep(chance.between(0.0, 0.05))
             await gate()
-            answer = call(*args, **kwargs)
+            answer = call()
             slow = chance.strikes(Fault.ANSWER_SLOW, 0.03)
             await asyncio.sleep(chance.wait_s(8.0) if slow else chance.between(0.0, 0.02))
             await gate()
         finally:
             self.busy -= 1
         return answer
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 class Redelivering:
@@ -376,15 +400,18 @@ class Redelivering:
         """As the store behind."""
         await self._store.settle_many(receipts, now)
 
-    async def record(self, observation: AttemptObservation, now: UtcSeconds) -> JobState | None:
+    async def record_many(
+        self, observations: Sequence[AttemptObservation], now: UtcSeconds
+    ) -> Sequence[JobState | None]:
         """As the store behind; a fault sends the same observation again later."""
-        moved = await self._store.record(observation, now)
-        final = observation.ended_at is not None
-        fault = Fault.EXIT_TWICE if final else Fault.NEWS_REPEATED
+        moved = await self._store.record_many(observations, now)
         chance = self._around.chance
-        if chance.strikes(fault, 0.2, observation.attempt_id):
-            delay_s = chance.wait_s(10.0)
-            asyncio.get_running_loop().call_later(delay_s, self._again, observation)
+        for observation in observations:
+            final = observation.ended_at is not None
+            fault = Fault.EXIT_TWICE if final else Fault.NEWS_REPEATED
+            if chance.strikes(fault, 0.2, observation.attempt_id):
+                delay_s = chance.wait_s(10.0)
+                asyncio.get_running_loop().call_later(delay_s, self._again, observation)
         return moved
 
     async def expected(self) -> Sequence[ExpectedAttempt]:
@@ -399,7 +426,7 @@ class Redelivering:
 
     async def _deliver(self, observation: AttemptObservation) -> None:
         try:
-            await self._store.record(observation, self._around.clock.now())
+            await self._store.record_many([observation], self._around.clock.now())
         except (HaversackError, KilledError) as error:
             self._around.step(f"{observation.attempt_id} told again in vain: {error!r}")
 

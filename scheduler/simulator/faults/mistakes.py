@@ -44,8 +44,10 @@ def claim_expires(right: Wrong) -> Wrong:
     """A launch that another daemon claimed and nobody carried out is given up, unforbidden."""
 
     async def launch(self: Any, order: Any, *, seen_before: bool) -> Any:
-        if seen_before and self._executor.observe(order.attempt_id).phase is Phase.UNCLAIMED:
-            return Receipt(Outcome.REFUSED, "claimed by a daemon that died")
+        if seen_before:
+            (seen,) = await self._executor.observe([order.attempt_id])
+            if seen.phase is Phase.UNCLAIMED:
+                return Receipt(Outcome.REFUSED, "claimed by a daemon that died")
         return await right(self, order, seen_before=seen_before)
 
     return launch
@@ -65,10 +67,13 @@ def silence_is_death(right: Wrong) -> Wrong:
 def second_silence_is_death(right: Wrong) -> Wrong:
     """What cannot be told twice in a row is recorded as death."""
 
-    async def take_in(self: Any, seen: Any) -> None:
-        if seen.phase is Phase.UNKNOWN and seen.attempt_id in self._retries:
-            seen = replace(seen, phase=Phase.VANISHED, message="silent for too long")
-        await right(self, seen)
+    async def take_in(self: Any, news: Any) -> None:
+        def believed(seen: Any) -> Any:
+            if seen.phase is Phase.UNKNOWN and seen.attempt_id in self._retries:
+                return replace(seen, phase=Phase.VANISHED, message="silent for too long")
+            return seen
+
+        await right(self, [believed(seen) for seen in news])
 
     return take_in
 

@@ -18,14 +18,14 @@ from support.fake_executor import FakeExecutor
 
 from scheduler.model.execution import Outcome, Phase
 from scheduler.model.lifecycle import EndCause
-from scheduler.model.ports import Executor
+from scheduler.model.ports import BlockingExecutor
 from scheduler.model.quantity import AttemptId
 
 RUNNING = frozenset({Phase.RUNNING})
 
 
 @pytest.fixture(params=["local", "fake"])
-def any_executor(request: pytest.FixtureRequest, data_dir: Path) -> Iterator[Executor]:
+def any_executor(request: pytest.FixtureRequest, data_dir: Path) -> Iterator[BlockingExecutor]:
     if request.param == "fake":
         yield FakeExecutor()
         return
@@ -34,7 +34,7 @@ def any_executor(request: pytest.FixtureRequest, data_dir: Path) -> Iterator[Exe
     local.close()
 
 
-def test_nothing_is_known_of_an_attempt_nobody_launched(any_executor: Executor) -> None:
+def test_nothing_is_known_of_an_attempt_nobody_launched(any_executor: BlockingExecutor) -> None:
     assert any_executor.observe(attempt()).phase is Phase.UNCLAIMED
     assert list(any_executor.known()) == []
 
@@ -42,7 +42,7 @@ def test_nothing_is_known_of_an_attempt_nobody_launched(any_executor: Executor) 
 @pytest.mark.parametrize(
     ("command", "cause"), [("true", EndCause.COMPLETED), ("false", EndCause.USER)]
 )
-def test_an_attempt_runs_and_ends(any_executor: Executor, command: str, cause: EndCause) -> None:
+def test_an_attempt_runs_and_ends(any_executor: BlockingExecutor, command: str, cause: EndCause) -> None:
     assert any_executor.launch(launch_order(command)).outcome is Outcome.DONE
     seen = wait_for(any_executor, attempt())
     assert (seen.phase, seen.cause) == (Phase.EXITED, cause)
@@ -51,7 +51,7 @@ def test_an_attempt_runs_and_ends(any_executor: Executor, command: str, cause: E
     assert seen.ended_at is not None
 
 
-def test_launching_twice_is_launching_once(any_executor: Executor) -> None:
+def test_launching_twice_is_launching_once(any_executor: BlockingExecutor) -> None:
     for _ in range(2):
         assert any_executor.launch(launch_order("sleep", "600")).outcome is Outcome.DONE
     wait_for(any_executor, attempt(), RUNNING)
@@ -61,7 +61,7 @@ def test_launching_twice_is_launching_once(any_executor: Executor) -> None:
     assert any_executor.observe(attempt()).phase is Phase.EXITED
 
 
-def test_a_stop_ends_it_with_its_cause(any_executor: Executor) -> None:
+def test_a_stop_ends_it_with_its_cause(any_executor: BlockingExecutor) -> None:
     any_executor.launch(launch_order("sleep", "600"))
     wait_for(any_executor, attempt(), RUNNING)
     assert any_executor.stop(stop_order(cause=EndCause.PREEMPTED)).outcome is Outcome.DONE
@@ -70,14 +70,14 @@ def test_a_stop_ends_it_with_its_cause(any_executor: Executor) -> None:
     assert any_executor.observe(attempt()).cause is EndCause.PREEMPTED
 
 
-def test_a_stop_before_the_launch_forbids_it(any_executor: Executor) -> None:
+def test_a_stop_before_the_launch_forbids_it(any_executor: BlockingExecutor) -> None:
     assert any_executor.stop(stop_order()).outcome is Outcome.DONE
     assert any_executor.observe(attempt()).phase is Phase.ABSENT
     assert any_executor.launch(launch_order("true")).outcome is Outcome.REFUSED
     assert any_executor.observe(attempt()).phase is Phase.ABSENT
 
 
-def test_lower_epochs_are_refused(any_executor: Executor) -> None:
+def test_lower_epochs_are_refused(any_executor: BlockingExecutor) -> None:
     any_executor.launch(launch_order("sleep", "600", epoch=2))
     wait_for(any_executor, attempt(), RUNNING)
     assert any_executor.stop(stop_order(epoch=1)).outcome is Outcome.REFUSED
@@ -86,7 +86,7 @@ def test_lower_epochs_are_refused(any_executor: Executor) -> None:
     assert any_executor.observe(attempt()).phase is Phase.RUNNING
 
 
-def test_the_watcher_hears_of_the_end(any_executor: Executor) -> None:
+def test_the_watcher_hears_of_the_end(any_executor: BlockingExecutor) -> None:
     heard: list[AttemptId] = []
     any_executor.launch(launch_order("sleep", "600"))
     any_executor.watch(attempt(), heard.append)
@@ -97,7 +97,7 @@ def test_the_watcher_hears_of_the_end(any_executor: Executor) -> None:
     assert set(heard) == {attempt()}
 
 
-def test_the_watcher_hears_of_an_end_it_missed(any_executor: Executor) -> None:
+def test_the_watcher_hears_of_an_end_it_missed(any_executor: BlockingExecutor) -> None:
     any_executor.launch(launch_order("true"))
     wait_for(any_executor, attempt())
     heard: list[AttemptId] = []
@@ -105,7 +105,7 @@ def test_the_watcher_hears_of_an_end_it_missed(any_executor: Executor) -> None:
     wait_until(lambda: bool(heard), "the past end is heard of")
 
 
-def test_attempts_are_known_until_forgotten(any_executor: Executor) -> None:
+def test_attempts_are_known_until_forgotten(any_executor: BlockingExecutor) -> None:
     any_executor.launch(launch_order("true"))
     any_executor.stop(stop_order(attempt(2)))
     assert list(any_executor.known()) == [attempt(1), attempt(2)]

@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 
 from aiohttp import web
 from support.kubernetes.discovery import discovered
-from support.kubernetes.faults import REQUEST_FAULTS, Deed, Fault, Faults
+from support.kubernetes.faults import LIST_FAULTS, REQUEST_FAULTS, Deed, Fault, Faults
 from support.kubernetes.loops import LoopThread, loop_thread
 from support.kubernetes.operations import Operations
 from support.kubernetes.refusals import (
@@ -40,7 +40,7 @@ from support.kubernetes.resources import (
     Target,
 )
 from support.kubernetes.selectors import selection
-from support.kubernetes.storage import Signal, Storage
+from support.kubernetes.storage import Change, Signal, Storage
 from support.kubernetes.watching import StreamCutError, Watch, WatchOptions
 from support.kubernetes.wire import (
     body_of,
@@ -208,6 +208,10 @@ class FakeApiServer:
         """Cut the connections of all watches."""
         self._storage.signal(Signal.CUT)
 
+    def witness(self, witness: Callable[[Change], None]) -> None:
+        """Tell somebody of every write that is accepted, in order."""
+        self._storage.witnesses.append(witness)
+
     # HTTP.
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -273,6 +277,8 @@ class FakeApiServer:
                 raise internal("Internal error occurred: injected after the work")
             case Fault.UNAVAILABLE_AFTER:
                 raise unavailable()
+            case Fault.TIMED_OUT:
+                raise RefusedError(504, "Timeout", "request did not complete in time")
             case Fault.DELAY_AFTER:
                 await asyncio.sleep(self.faults.delay_s)
             case _:
@@ -308,7 +314,9 @@ class FakeApiServer:
             case "get":
                 body = run.get(target)
             case "list":
-                body = run.list(resource, selection_of(target, query), query)
+                stale_by = self.faults.stale_by if self.faults.strikes(deed, LIST_FAULTS) else 0
+                chosen = selection_of(target, query)
+                body = run.list(resource, chosen, query, stale_by=stale_by)
             case "deletecollection":
                 options = await body_of(request) or {}
                 body = run.delete_collection(resource, selection_of(target, query), options)

@@ -22,11 +22,14 @@ class Fault(StrEnum):
     ERROR_AFTER = "500, yet done"
     UNAVAILABLE_BEFORE = "503, nothing done"
     UNAVAILABLE_AFTER = "503, yet done"
+    TIMED_OUT = "504, yet done"
     CONFLICT = "409, nothing done"
     CUT_BEFORE = "connection cut, nothing done"
     REPLY_LOST = "connection cut, yet done"
     DELAY_BEFORE = "late, then done"
     DELAY_AFTER = "done, then answered late"
+
+    LIST_STALE = "list, or first events of a watch, of some versions ago"
 
     WATCH_GONE = "410 as the HTTP answer to a watch"
     WATCH_EXPIRED = "410 as an ERROR event"
@@ -40,7 +43,10 @@ class Fault(StrEnum):
     EVENTS_SWAPPED = "event sent after its successor"
 
 
-REQUEST_FAULTS = tuple(fault for fault in Fault if not fault.name.startswith(("WATCH", "EVENT")))
+REQUEST_FAULTS = tuple(
+    fault for fault in Fault if not fault.name.startswith(("WATCH", "EVENT", "LIST"))
+)
+LIST_FAULTS = (Fault.LIST_STALE,)
 WATCH_FAULTS = (Fault.WATCH_GONE, Fault.WATCH_EXPIRED)
 STREAM_FAULTS = (Fault.WATCH_CUT, Fault.WATCH_ENDED, Fault.WATCH_SILENT)
 EVENT_FAULTS = tuple(fault for fault in Fault if fault.name.startswith("EVENT"))
@@ -84,6 +90,7 @@ class Faults:
         limit: faults by chance at most; None for no limit. Orders do not count.
         delay_s: how late a late answer is.
         retry_after_s: what 429 says.
+        stale_by: versions that a stale list is behind.
 
     Attributes:
         counts: faults that happened.
@@ -98,8 +105,10 @@ class Faults:
         limit: int | None = None,
         delay_s: float = 0.05,
         retry_after_s: int = 1,
+        stale_by: int = 50,
     ) -> None:
         self.counts: Counter[Fault] = Counter()
+        self.stale_by = stale_by
         self.delay_s = delay_s
         self.retry_after_s = retry_after_s
         self._chances = dict(chances or {})

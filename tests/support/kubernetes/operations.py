@@ -94,8 +94,10 @@ class Operations:
             raise not_found(target.resource.qualified, target.name)
         return _shown(target.resource, found)
 
-    def list(self, resource: Resource, selection: Selection, query: dict[str, str]) -> Json:
-        """A list, or a page of one.
+    def list(
+        self, resource: Resource, selection: Selection, query: dict[str, str], *, stale_by: int = 0
+    ) -> Json:
+        """A list, or a page of one; `stale_by` so many versions, as far as history goes back.
 
         Raises:
             RefusedError: 410, a page of a list that is forgotten; 422, 504.
@@ -117,8 +119,9 @@ class Operations:
         else:
             if query.get("resourceVersionMatch") == "Exact":
                 self._check_exact(resource, int(version))
-            found = self._storage.shelf(resource.shelf).listed(selection)
-            page = Page(self._storage.version, tuple(found))
+            shelf = self._storage.shelf(resource.shelf)
+            at = max(self._storage.version - stale_by, shelf.floor)
+            page = Page(at, tuple(shelf.listed(selection, at)))
         limit = int(query.get("limit") or 0)
         if version == "0" or not limit:
             limit = len(page.rest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -46,6 +46,13 @@ class Change:
     before: Json | None
     gone: Json | None = None
     _lines: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """Which object it was written to."""
+        written = self.now or self.before
+        assert written is not None
+        return written["metadata"].get("namespace", ""), written["metadata"]["name"]
 
     def line(self, selection: Selection) -> tuple[str, bytes] | None:
         """Type and JSON line of the event as a watch with this selection sees it, if it does.
@@ -107,9 +114,21 @@ class Shelf:
             raise expired(f"too old resource version: {version} ({self.floor})")
         return (change for change in tuple(self.history) if change.version > version)
 
-    def listed(self, selection: Selection) -> list[Json]:
-        """What a selection takes, by namespace and name."""
-        return [found for _, found in sorted(self.objects.items()) if selection.takes(found)]
+    def listed(self, selection: Selection, version: int | None = None) -> list[Json]:
+        """What a selection takes, by namespace and name, now or at a version of the history."""
+        objects = self.objects if version is None else self._at(version)
+        return [found for _, found in sorted(objects.items()) if selection.takes(found)]
+
+    def _at(self, version: int) -> dict[Key, Json]:
+        objects = dict(self.objects)
+        for change in reversed(self.history):
+            if change.version <= version:
+                break
+            if change.before is None:
+                del objects[change.key]
+            else:
+                objects[change.key] = change.before
+        return objects
 
 
 class Storage:
@@ -117,10 +136,12 @@ class Storage:
 
     Attributes:
         version: resourceVersion of the last write; one counter for all types.
+        witnesses: told of every write, in order, before anybody else.
     """
 
     def __init__(self, version: int = 100) -> None:
         self.version = version
+        self.witnesses: list[Callable[[Change], None]] = []
         self._first = version
         self._shelves: dict[tuple[str, str], Shelf] = {}
 
@@ -173,8 +194,9 @@ class Storage:
         """Open watches."""
         return sum(len(shelf.watchers) for shelf in self._shelves.values())
 
-    @staticmethod
-    def _publish(shelf: Shelf, change: Change) -> None:
+    def _publish(self, shelf: Shelf, change: Change) -> None:
+        for witness in self.witnesses:
+            witness(change)
         shelf.history.append(change)
         if len(shelf.history) > HISTORY_LENGTH:
             shelf.floor = shelf.history.popleft().version

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import orjson
-from support.kubernetes.faults import EVENT_FAULTS, STREAM_FAULTS, Deed, Fault, Faults
+from support.kubernetes.faults import EVENT_FAULTS, LIST_FAULTS, STREAM_FAULTS, Deed, Fault, Faults
 from support.kubernetes.refusals import Json, RefusedError, expired, invalid
 from support.kubernetes.resources import Resource
 from support.kubernetes.selectors import Selection
@@ -133,14 +133,7 @@ class Watch:
             self._after = self._storage.version
             return []
         if options.initial or options.version in ("", "0"):
-            self._after = self._storage.version
-            lines = [
-                orjson.dumps({"type": "ADDED", "object": found}) + b"\n"
-                for found in shelf.listed(self._selection)
-            ]
-            if options.bookmarks:
-                lines.append(self._bookmark({INITIAL_EVENTS_END: "true"}))
-            return lines
+            return self._initial(shelf)
         self._after = int(options.version)
         try:
             past = list(shelf.since(self._after))
@@ -148,6 +141,20 @@ class Watch:
             self._watcher.pending.put_nowait(Signal.END)
             return [_error(refusal)]
         return [line for change in past for line in self._told(change)]
+
+    def _initial(self, shelf: Shelf) -> list[bytes]:
+        """What there is, the mark of its end, and what came after it where it is stale."""
+        version = self._storage.version
+        if self._options.initial and self._faults.strikes(self._deed, LIST_FAULTS):
+            version = max(version - self._faults.stale_by, shelf.floor)
+        self._after = version
+        lines = [
+            orjson.dumps({"type": "ADDED", "object": found}) + b"\n"
+            for found in shelf.listed(self._selection, version)
+        ]
+        if self._options.bookmarks:
+            lines.append(self._marked(version, {INITIAL_EVENTS_END: "true"}))
+        return lines + [line for change in shelf.since(version) for line in self._told(change)]
 
     async def _following(self) -> AsyncIterator[bytes]:
         now = asyncio.get_running_loop().time
@@ -168,7 +175,7 @@ class Watch:
                 return
             else:
                 assert isinstance(found, Change)
-                async for line in self._event(found, deadline - now()):
+                async for line in self._event(found):
                     yield line
 
     async def _next(self, limit_s: float) -> Change | Signal | None:
@@ -181,7 +188,7 @@ class Watch:
         except TimeoutError:
             return None
 
-    async def _event(self, change: Change, left_s: float) -> AsyncIterator[bytes]:
+    async def _event(self, change: Change) -> AsyncIterator[bytes]:
         lines = self._told(change)
         fault = self._faults.strikes(self._deed, STREAM_FAULTS) if lines else None
         match fault:
@@ -192,18 +199,16 @@ class Watch:
                 yield lines[0][: len(lines[0]) // 2]
                 raise StreamCutError
             case Fault.WATCH_SILENT:
-                await self._silence(left_s)
+                await self._silence()
             case _:
                 self._watcher.pending = asyncio.Queue()
                 self._watcher.pending.put_nowait(Signal.END)
 
-    async def _silence(self, left_s: float) -> None:
-        """Say nothing more until the end, as a half-open connection does."""
-        now = asyncio.get_running_loop().time
-        until = now() + left_s
-        while (rest_s := until - now()) > 0:
-            if await self._next(rest_s) is Signal.CUT:
-                raise StreamCutError
+    async def _silence(self) -> None:
+        """Say nothing more, not even the end: the other side of a half-open connection."""
+        while await self._watcher.pending.get() is not Signal.CUT:
+            pass
+        raise StreamCutError
 
     def _let_go(self) -> list[bytes]:
         """An event that was held back to come late: a bookmark must not overtake it."""
@@ -240,7 +245,10 @@ class Watch:
 
     def _bookmark(self, annotations: Json) -> bytes:
         self._told_until = max(self._storage.version, self._told_until)
-        metadata: Json = {"resourceVersion": str(self._told_until)}
+        return self._marked(self._told_until, annotations)
+
+    def _marked(self, version: int, annotations: Json) -> bytes:
+        metadata: Json = {"resourceVersion": str(version)}
         if annotations:
             metadata["annotations"] = annotations
         body: Json = {

@@ -41,7 +41,7 @@ def test_it_reads_the_cluster_before_anything_is_decided(sqlite_database: Databa
             await made.begin()
             assert not any(made.troubles().values())
             assert made._unfenced == ""
-            assert made.executor.known() == ()
+            assert await made.executor.known() == ()
             await made.close()
             await made.close()
 

@@ -12,7 +12,7 @@ from support.fake_executor import FakeExecutor
 from scheduler.errors import FencedError
 from scheduler.execution.apply import Applier
 from scheduler.execution.blocking import OnThreads
-from scheduler.execution.watch import LOOKS_MAX, Watcher
+from scheduler.execution.watch import Watcher
 from scheduler.model.execution import Outcome, Phase, Receipt
 from scheduler.model.lifecycle import EndCause, JobState
 
@@ -26,20 +26,19 @@ class World:
         self.freed = 0
         self.slept_s: list[float] = []
         self.clock = ManualClock()
+        on_threads = OnThreads(self.executor, launches_max=in_flight_max)
         self.watcher = Watcher(
             self.store,
-            self.executor,
+            on_threads,
             self.clock,
-            blocking=OnThreads(LOOKS_MAX, "watch"),
             on_freed=self._count,
             sleep=self._sleep,
         )
         self.applier = Applier(
             self.store,
-            self.executor,
+            on_threads,
             self.watcher,
             self.clock,
-            blocking=OnThreads(2 * in_flight_max, "apply"),
             in_flight_max=in_flight_max,
             sleep=self._sleep,
         )

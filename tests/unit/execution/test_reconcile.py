@@ -154,20 +154,19 @@ class World:
         self.store = FakeExecutionStore()
         self.executor = FakeExecutor()
         self.clock = ManualClock()
-        threads = OnThreads(4, "execution")
+        on_threads = OnThreads(self.executor, launches_max=2)
         self.watcher = Watcher(
-            self.store, self.executor, self.clock, blocking=threads, on_freed=lambda: None
+            self.store, on_threads, self.clock, on_freed=lambda: None
         )
         self.applier = Applier(
-            self.store, self.executor, self.watcher, self.clock, blocking=threads, in_flight_max=2
+            self.store, on_threads, self.watcher, self.clock, in_flight_max=2
         )
         self.reconciler = Reconciler(
             self.store,
-            self.executor,
+            on_threads,
             self.watcher,
             self.applier,
             self.clock,
-            blocking=threads,
             every_s=30,
         )
 

@@ -42,6 +42,7 @@ def _serve(act: Callable[[FakeApiServer, Client], Awaitable[None]], **options: o
         (Fault.ERROR_AFTER, 500, True),
         (Fault.UNAVAILABLE_BEFORE, 503, False),
         (Fault.UNAVAILABLE_AFTER, 503, True),
+        (Fault.TIMED_OUT, 504, True),
         (Fault.CONFLICT, 409, False),
         (Fault.CUT_BEFORE, 0, False),
         (Fault.REPLY_LOST, 0, True),
@@ -150,7 +151,7 @@ def test_a_watch_that_ends_early_loses_nothing() -> None:
     _serve(act)
 
 
-def test_a_silent_watch_says_nothing_until_its_end() -> None:
+def test_a_silent_watch_says_nothing_not_even_its_end() -> None:
     async def act(fake: FakeApiServer, client: Client) -> None:
         fake.faults.once(Fault.WATCH_SILENT)
         query = {"resourceVersion": fake.version, "timeoutSeconds": 1, "allowWatchBookmarks": True}
@@ -159,7 +160,29 @@ def test_a_silent_watch_says_nothing_until_its_end() -> None:
             await asyncio.sleep(0.05)
             fake.create(objects.pod("b"))
             fake.bookmark()
-            assert await watch.rest() == []
+            with pytest.raises(TimeoutError):
+                await watch.next(within_s=1.2)
+
+    _serve(act)
+
+
+def test_stale_lists_are_of_the_past_and_watches_go_on_from_there() -> None:
+    async def act(fake: FakeApiServer, client: Client) -> None:
+        fake.faults.stale_by = 2
+        for name in "abc":
+            fake.create(objects.pod(name))
+        fake.faults.once(Fault.LIST_STALE, verb="list")
+        stale = (await client.get(PATH)).ok()
+        assert [item["metadata"]["name"] for item in stale["items"]] == ["a"]
+        assert int(stale["metadata"]["resourceVersion"]) == fake.version - 2
+        fake.faults.once(Fault.LIST_STALE, verb="watch")
+        query = {"resourceVersion": "", "resourceVersionMatch": "NotOlderThan"}
+        async with client.watch(
+            PATH, sendInitialEvents=True, allowWatchBookmarks=True, **query
+        ) as watch:
+            told = [await watch.next(), await watch.next()]
+            assert [event["type"] for event in told if event] == ["ADDED", "BOOKMARK"]
+            assert await watch.take(2) == [("ADDED", "b"), ("ADDED", "c")]
 
     _serve(act)
 

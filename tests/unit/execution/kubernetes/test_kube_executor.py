@@ -49,7 +49,6 @@ class Stage:
         evictor = Evictor(server, ManualClock())
         binder = Binder(server, evictor, fence=fence, sleep=_no_sleep)
         self.executor = KubernetesExecutor(
-            asyncio.get_running_loop(),
             self.cluster,
             binder,
             evictor,
@@ -84,10 +83,10 @@ class Stage:
         ]
 
     async def launch(self, members: Sequence[str], *, epoch: int = 1) -> Receipt:
-        return await asyncio.to_thread(self.executor.launch, order(members, epoch=epoch))
+        return await self.executor.launch(order(members, epoch=epoch))
 
     async def stop(self, cause: EndCause = EndCause.CANCELLED) -> Receipt:
-        return await asyncio.to_thread(self.executor.stop, StopOrder(A1, 1, cause, 5.0))
+        return await self.executor.stop(StopOrder(A1, 1, cause, 5.0))
 
     async def status(self, name: str, phase: str, code: int | None = None) -> None:
         status: dict[str, object] = {"phase": phase}
@@ -101,11 +100,12 @@ class Stage:
         path = f"/api/v1/namespaces/default/pods/{name}"
         await self.server.delete(path, {"gracePeriodSeconds": 0})
 
-    def seen(self) -> AttemptObservation:
-        return self.executor.observe(A1)
+    async def seen(self) -> AttemptObservation:
+        (seen,) = await self.executor.observe([A1])
+        return seen
 
-    def phase(self) -> Phase:
-        return self.seen().phase
+    async def phase(self) -> Phase:
+        return (await self.seen()).phase
 
 
 def order(members: Sequence[str], *, epoch: int = 1) -> LaunchOrder:
@@ -146,7 +146,7 @@ def played(story: Callable[[Stage], Awaitable[None]]) -> None:
 def test_a_gang_is_bound_with_marks_and_runs_and_ends() -> None:
     async def story(stage: Stage) -> None:
         members = stage.gang(2)
-        assert stage.phase() is Phase.UNCLAIMED
+        assert await stage.phase() is Phase.UNCLAIMED
         assert (await stage.launch(members)).outcome is Outcome.DONE
         stage.show()
         (first, _) = stage.cluster.members(A1).bound
@@ -154,25 +154,25 @@ def test_a_gang_is_bound_with_marks_and_runs_and_ends() -> None:
         assert marks["haversack.dev/marked"] == first.ref.uid
         assert marks["haversack.dev/tasks"] == "2"
         assert marks["haversack.dev/gpus"] == "n0/0"
-        assert stage.phase() is Phase.STARTING
-        assert stage.executor.known() == (A1,)
+        assert await stage.phase() is Phase.STARTING
+        assert await stage.executor.known() == (A1,)
         await stage.status("g0", "Running")
         stage.show()
-        assert stage.phase() is Phase.STARTING
+        assert await stage.phase() is Phase.STARTING
         await stage.status("g1", "Running")
         stage.show()
-        assert stage.phase() is Phase.RUNNING
+        assert await stage.phase() is Phase.RUNNING
         await stage.status("g0", "Succeeded", 0)
         stage.show()
-        assert stage.phase() is Phase.RUNNING
+        assert await stage.phase() is Phase.RUNNING
         await stage.status("g1", "Failed", 7)
         stage.show()
-        seen = stage.seen()
+        seen = await stage.seen()
         assert (seen.phase, seen.cause) == (Phase.EXITED, EndCause.USER)
         assert [each.exit_code for each in seen.ranks] == [0, 7]
         assert seen.first_failure == seen.ranks[1]
-        stage.executor.forget(A1)
-        assert stage.executor.known() == (A1,)  # its pods are still there
+        await stage.executor.forget([A1])
+        assert await stage.executor.known() == (A1,)  # its pods are still there
 
     played(story)
 
@@ -180,12 +180,12 @@ def test_a_gang_is_bound_with_marks_and_runs_and_ends() -> None:
 def test_a_picture_that_lags_behind_our_own_bindings_is_no_loss() -> None:
     async def story(stage: Stage) -> None:
         await stage.launch(stage.gang(3))
-        assert stage.phase() is Phase.STARTING
+        assert await stage.phase() is Phase.STARTING
         one = next(each for each in stage.fake.objects(PODS) if each["metadata"]["name"] == "g0")
         stage.cluster.pod_seen(pod_of(one))
         await stage.status("g0", "Succeeded", 0)
         stage.cluster.pod_seen(pod_of(stage.fake.objects(PODS)[0]))
-        assert stage.phase() is Phase.STARTING
+        assert await stage.phase() is Phase.STARTING
 
     played(story)
 
@@ -204,12 +204,12 @@ def test_who_waits_and_was_not_launched_is_stopped_without_touching_its_pods() -
         members = stage.gang(2)
         stage.executor.resume(A1, members, whole=False)
         assert (await stage.stop()).outcome is Outcome.DONE
-        assert stage.phase() is Phase.ABSENT
+        assert await stage.phase() is Phase.ABSENT
         assert len(stage.fake.objects(PODS)) == 2
         assert (await stage.launch(members)).outcome is Outcome.REFUSED
         assert stage.bound() == []
-        stage.executor.forget(A1)
-        assert stage.executor.known() == ()
+        await stage.executor.forget([A1])
+        assert await stage.executor.known() == ()
 
     played(story)
 
@@ -220,15 +220,15 @@ def test_a_stop_waits_until_a_launch_is_settled_which_then_undoes_itself() -> No
         # The first binding takes effect, the others get no answer that says anything.
         await stage.launch(members[:1])
         stage.show()
-        stage.executor.forget(A1)
+        await stage.executor.forget([A1])
         stage.fake.deny(ADMIN, "create", "pods/binding")
         assert (await stage.launch(members)).outcome is Outcome.UNKNOWN
         stage.fake.allow(ADMIN)
-        assert stage.phase() is Phase.UNCLAIMED
+        assert await stage.phase() is Phase.UNCLAIMED
         receipt = await stage.stop()
         assert receipt.outcome is Outcome.UNKNOWN
         assert "under way" in receipt.message
-        assert stage.phase() is Phase.UNCLAIMED
+        assert await stage.phase() is Phase.UNCLAIMED
         assert (await stage.launch(members)).outcome is Outcome.REFUSED
         assert (await stage.stop()).outcome is Outcome.DONE
         assert stage.bound() == []
@@ -246,10 +246,10 @@ def test_after_a_restart_a_gang_partly_bound_is_completed() -> None:
         later.cluster.pod_seen(whole[0])
         for each in stage.cluster.members(A1).unbound[1:]:
             later.cluster.pod_seen(each)  # as if they had not been bound yet
-        assert later.phase() is Phase.UNCLAIMED
+        assert await later.phase() is Phase.UNCLAIMED
         assert (await later.launch(members)).outcome is Outcome.DONE
         later.show()
-        assert later.phase() is Phase.STARTING
+        assert await later.phase() is Phase.STARTING
 
     played(story)
 
@@ -257,7 +257,7 @@ def test_after_a_restart_a_gang_partly_bound_is_completed() -> None:
 def test_after_a_restart_a_running_gang_whose_pods_are_gone_has_vanished() -> None:
     async def story(stage: Stage) -> None:
         stage.executor.resume(A1, ["default/g0/gone"], whole=True)
-        assert stage.phase() is Phase.VANISHED
+        assert await stage.phase() is Phase.VANISHED
 
     played(story)
 
@@ -270,10 +270,10 @@ def test_a_gang_that_runs_and_loses_a_pod_goes_on_and_then_has_vanished() -> Non
         stage.show()
         await stage.delete("g0")
         stage.show()
-        assert stage.phase() is Phase.RUNNING
+        assert await stage.phase() is Phase.RUNNING
         await stage.status("g1", "Succeeded", 0)
         stage.show()
-        assert stage.phase() is Phase.VANISHED
+        assert await stage.phase() is Phase.VANISHED
 
     played(story)
 
@@ -310,7 +310,7 @@ def test_marks_that_somebody_has_spoilt_do_not_keep_an_attempt_from_ending() -> 
         for name in ("g0", "g1"):
             await stage.status(name, "Succeeded", 0)
         stage.show()
-        assert (stage.phase(), stage.seen().cause) == (Phase.EXITED, EndCause.COMPLETED)
+        assert (await stage.phase(), (await stage.seen()).cause) == (Phase.EXITED, EndCause.COMPLETED)
 
     played(story)
 
@@ -320,7 +320,7 @@ def test_a_pod_that_its_node_turned_away_is_no_fault_of_the_program() -> None:
         await stage.launch(stage.gang(1))
         await stage.status("g0", "Failed")
         stage.show()
-        assert stage.seen().cause is EndCause.INFRASTRUCTURE
+        assert (await stage.seen()).cause is EndCause.INFRASTRUCTURE
 
     played(story)
 
@@ -328,7 +328,7 @@ def test_a_pod_that_its_node_turned_away_is_no_fault_of_the_program() -> None:
 def test_before_the_cluster_was_read_nothing_can_be_told() -> None:
     async def story(stage: Stage) -> None:
         stage.synced = False
-        assert stage.phase() is Phase.UNKNOWN
+        assert await stage.phase() is Phase.UNKNOWN
         assert (await stage.stop()).outcome is Outcome.UNKNOWN
 
     played(story)
@@ -356,7 +356,7 @@ def test_a_preempted_pod_is_marked_before_it_goes() -> None:
     played(story)
 
 
-def test_closing_frees_whoever_waits_for_an_answer() -> None:
+def test_who_gives_up_waiting_leaves_a_binding_that_the_next_one_finds() -> None:
     async def story(stage: Stage) -> None:
         members = stage.gang(1)
         stage.fake.faults.delay_s = 60.0
@@ -365,10 +365,23 @@ def test_closing_frees_whoever_waits_for_an_answer() -> None:
         async with asyncio.timeout(10):
             while not stage.bound():  # noqa: ASYNC110 - the fake tells nobody
                 await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting], timeout=10)
+        assert waiting.cancelled()
+        later = Stage(stage.fake, stage.server, stage.fence)
+        assert (await later.launch(members)).outcome is Outcome.DONE
+
+    played(story)
+
+
+def test_a_closed_executor_begins_nothing_more() -> None:
+    async def story(stage: Stage) -> None:
+        members = stage.gang(1)
         stage.executor.close()
         with pytest.raises(UnreachableError, match="shutting down"):
-            await asyncio.wait_for(waiting, 10)
-        with pytest.raises(UnreachableError, match="shutting down"):
             await stage.launch(members)
+        with pytest.raises(UnreachableError, match="shutting down"):
+            await stage.stop()
+        assert stage.bound() == []
 
     played(story)

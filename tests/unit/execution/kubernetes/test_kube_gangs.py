@@ -166,7 +166,10 @@ def test_a_job_that_cannot_be_read_needs_the_annotation() -> None:
         "job.batch/team/llama does not exist or cannot be read, and its pods have no annotation"
         " haversack.dev/gang-size: the size of the gang is unknown"
     )
-    assert owner_keys(pods) == {OwnerKey("batch", "Job", "team", "llama")}
+    key = OwnerKey("batch", "Job", "team", "llama")
+    assert owner_keys(pods) == {key}
+    denied = gangs_of(pods, {}, unread={key: "we lack the right"})
+    assert reason(denied).startswith("we lack the right, and its pods have no annotation")
     said = [indexed(at, annotations={SIZE: "4"}) for at in range(4)]
     assert len(one(group(said)).members) == 4
 
@@ -336,7 +339,33 @@ def test_what_was_found_before_stays_as_it_was() -> None:
     pods = native(4)
     taken = {str(member.ref) for member in pods[1:]}
     found = gangs_of(pods, owners(native_group(3)), taken=taken)
-    assert [names(gang.members) for gang in found.complete] == [["n-0"]]
+    assert reason(found) == "its gang needs 3 pods; the others follow once those are placed"
+    assert not found.outgrown
+    placed = native(1) + [pod for pod in native(4, node="node-0") if str(pod.ref) in taken]
+    (gang,) = gangs_of(placed, owners(native_group(3)), taken=taken).complete
+    assert names(gang.members) == ["n-0"]
+
+
+def test_a_gang_that_grew_before_it_had_a_place_is_formed_anew() -> None:
+    pods = [indexed(at) for at in range(4)]
+    taken = {str(member.ref) for member in pods[:2]}
+    grown = owners(job(completions=4, parallelism=4))
+    found = gangs_of(pods, grown, taken=taken)
+    assert reason(found) == "its gang is formed anew: 4 pods must start together now"
+    assert names(found.outgrown) == ["llama-0-x", "llama-1-x"]
+    assert len(one(gangs_of(pods, grown)).members) == 4
+
+
+def test_pods_that_succeeded_keep_their_place_where_one_object_made_them_all() -> None:
+    """Else what replaces the one that failed would wait for the others for ever."""
+    done = [indexed(at, node="n", status={"phase": "Succeeded"}) for at in range(2)]
+    failed = indexed(2, node="n", status={"phase": "Failed"}, metadata={"uid": "first"})
+    gang = one(group([*done, failed, indexed(2)], job(completions=3, parallelism=3)))
+    assert names(gang.members) == ["llama-2-x"]
+    assert gang.placed == 2
+    before = own_gang(2, 3, node="n", status={"phase": "Succeeded"})
+    again = own_gang(3, 3, metadata={"uid": "again"})[2:]
+    assert reason(group([*before, *again])) == "waiting for 1 of 3 pods"
 
 
 def test_members_that_differ_count_with_the_most_each_needs() -> None:

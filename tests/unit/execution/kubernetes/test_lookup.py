@@ -57,7 +57,27 @@ def test_owners_that_are_there_say_how_large_they_are() -> None:
     async def story(fake: FakeApiServer, lookup: Lookup) -> None:
         fake.create(job("there", 3))
         found = await lookup.owners([of("there"), of("gone"), of("there", kind="Unheard")])
-        assert {key.name: owner.size for key, owner in found.items()} == {"there": 3}
+        assert {key.name: owner.size for key, owner in found.found.items()} == {"there": 3}
+        assert found.unread == {
+            of("gone"): "job.batch/default/gone does not exist",
+            of("there", kind="Unheard"): "unheard.batch/default/there cannot be read: the cluster"
+            " has no unheard.batch",
+        }
+
+    played(story)
+
+
+def test_a_kind_that_the_preferred_version_lacks_is_found_in_another() -> None:
+    """The preferred version of scheduling.k8s.io has PriorityClasses only."""
+
+    async def story(fake: FakeApiServer, lookup: Lookup) -> None:
+        spec = {"schedulingPolicy": {"gang": {"minCount": 5}}}
+        group = kube_objects.api_object(
+            "scheduling.k8s.io/v1alpha2", "PodGroup", "five", spec, namespace="default"
+        )
+        fake.create(group)
+        key = of("five", kind="PodGroup", group="scheduling.k8s.io")
+        assert (await lookup.owners([key])).found[key].size == 5
 
     played(story)
 
@@ -75,11 +95,16 @@ def test_the_place_of_a_kind_is_asked_once_however_many_want_it() -> None:
     played(story)
 
 
-def test_what_we_may_not_see_is_left_out_and_a_fault_is_told() -> None:
+def test_what_we_may_not_see_is_said_and_a_fault_is_told() -> None:
     async def story(fake: FakeApiServer, lookup: Lookup) -> None:
         fake.create(job("hidden", 3))
         fake.deny(ADMIN, "get", "jobs")
-        assert await lookup.owners([of("hidden")]) == {}
+        hidden = await lookup.owners([of("hidden")])
+        assert hidden.found == {}
+        assert hidden.unread == {
+            of("hidden"): "job.batch/default/hidden cannot be read: our account lacks the right"
+            " `get` on jobs in API group batch; grant it with a ClusterRole"
+        }
         fake.allow(ADMIN)
         fake.faults.once(Fault.ERROR_BEFORE, what="jobs")
         with pytest.raises(HaversackError):
@@ -95,7 +120,7 @@ def test_names_that_lead_elsewhere_are_not_followed(name: str) -> None:
         await lookup.owners([of("there")])
         await lookup.claims([mounting("none")])
         asked = len(fake.journal)
-        assert await lookup.owners([of(name)]) == {}
+        assert (await lookup.owners([of(name)])).found == {}
         assert await lookup.claims([mounting(name)]) == {}
         assert len(fake.journal) == asked
 

@@ -280,6 +280,29 @@ def test_a_version_from_the_future_does_not_hang_for_ever() -> None:
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("verb", ["list", "watch"])
+def test_a_list_of_the_past_is_not_believed(verb: str) -> None:
+    async def play() -> None:
+        books = Books()
+        async with FakeApiServer() as fake, ApiServer(fake.access) as server:
+            for name in "pqr":
+                fake.create(pod(name))
+            reader = make(server, books)
+            async with running(reader):
+                await reader.synced.wait()
+                remove(fake, "q")
+                await books.until(lambda: books.agrees(fake))
+                # The watch expires, and so does the streamed list where a paged one is wanted.
+                fake.faults.once(Fault.WATCH_EXPIRED, times=2 if verb == "list" else 1)
+                fake.faults.once(Fault.LIST_STALE, verb=verb)
+                fake.cut_watches()
+                fake.create(pod("s"))
+                await books.until(lambda: books.agrees(fake))
+        assert fake.faults.counts[Fault.LIST_STALE] == 1
+
+    asyncio.run(play())
+
+
 def test_an_object_that_cannot_be_read_blinds_nobody() -> None:
     class PickyError(Exception):
         pass

@@ -7,7 +7,6 @@ completion stay quick.
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scheduler.agent.command import agent
 from scheduler.cli.main import app, run_app
 from scheduler.errors import ConfigurationError
 from scheduler.simulator.command import simulate
@@ -174,21 +174,19 @@ def _serve(settings: Settings, backend: BackendMaker, *, friendly: bool) -> None
 
     from scheduler.daemon import Daemon, end_with_any_thread  # noqa: PLC0415 - lazy by design
     from scheduler.observability import configure_logging  # noqa: PLC0415 - lazy by design
+    from scheduler.standby import Replica, one_of_several  # noqa: PLC0415 - lazy by design
 
     configure_logging(quiet=friendly)
     end_with_any_thread()
-    daemon = Daemon(settings, backend)
-    # What was built so far lives as long as the process: a full collection would walk all of it
-    # each time, 0.15 s during which nobody is answered (docs/adr/0002).
-    gc.collect()
-    gc.freeze()
 
     def ready(endpoint: Endpoint) -> None:
         if friendly:
             _greet(endpoint, simulated=bool(settings.virtual))
 
+    runs = Replica if one_of_several(settings, backend) else Daemon
+    serving = runs(settings, backend)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(daemon.run(ready))
+        runner.run(serving.run(ready))
     if friendly:
         sys.stderr.write("stopped; jobs that were running go on, the next start adopts them\n")
 
@@ -203,6 +201,7 @@ def _greet(endpoint: Endpoint, *, simulated: bool) -> None:
     )
 
 
+app.command(rich_help_panel="Run a daemon")(agent)
 app.command(rich_help_panel="Try things out")(simulate)
 
 

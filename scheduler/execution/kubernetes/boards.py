@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -74,6 +74,24 @@ def gpus_of(uid: str, count: int, node_labels: Mapping[str, str], annotation: st
         found = _by_labels(uid, count, node_labels)
         return Gpus(found.gpus, found.links, (f"annotation {labels.TOPOLOGY}: {error}",))
     return Gpus(gpus, links if len(links.domains()) == 1 else NO_LINKS)
+
+
+def annotation_of(gpus: Sequence[Gpu], links: Links) -> str:
+    """What `gpus_of` reads back: these GPUs and the links between them, as JSON in one line.
+
+    Args:
+        gpus: whole and healthy ones, as a device plugin offers them; at least one.
+        links: of the host, over its GPU indexes.
+    """
+    box = [gpu.index for gpu in gpus]
+    told = {
+        "gpus": [
+            {"uuid": gpu.id, "model": gpu.model, "memory_mib": gpu.memory_mib} for gpu in gpus
+        ],
+        "nvlinks": [[links.nvlinks[a][b] for b in box] for a in box],
+        "bandwidth_gbps": [[links.bandwidth_gbps[a][b] for b in box] for a in box],
+    }
+    return orjson.dumps(told).decode()
 
 
 def model_of(node_labels: Mapping[str, str]) -> str:

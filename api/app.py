@@ -38,6 +38,7 @@ from api.streams import Commits
 from scheduler.clock import Clock
 from scheduler.ids import IdSource
 from scheduler.model.ports import LogReader
+from scheduler.model.runtime import Runtime
 from scheduler.observability import Metrics
 from scheduler.service import Limits
 from scheduler.service.census import live_jobs, open_intents
@@ -135,8 +136,10 @@ def create_app(
     ids: IdSource,
     settings: Settings,
     log_reader: LogReader,
+    runtime: Runtime,
     wake: Callable[[], None],
     readiness: Callable[[], Mapping[str, str]],
+    warnings: Callable[[], Mapping[str, str]],
     pod_waits: Callable[[str, str], str],
     metrics: Metrics | None = None,
 ) -> Application:
@@ -148,8 +151,10 @@ def create_app(
         ids: makes job, token and request ids.
         settings: the sections `api` and `queue` are read.
         log_reader: reads what ranks printed; called in worker threads.
+        runtime: says which jobs can be run.
         wake: called on the event loop after a change that the scheduler should look at.
         readiness: troubles by part; empty text means that the part works.
+        warnings: safeguards that are missing, by part; empty text means that none is.
         pod_waits: why a pod, by namespace and name, waits outside every job; empty text means that
             nothing is known of it.
         metrics: where requests are counted; a fresh one if None.
@@ -181,8 +186,10 @@ def create_app(
         ids=ids,
         settings=settings,
         log_reader=log_reader,
+        runtime=runtime,
         wake=wake,
         readiness=readiness,
+        warnings=warnings,
         pod_waits=pod_waits,
         metrics=metrics if metrics is not None else Metrics(),
         gate=Gate(database, clock),

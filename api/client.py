@@ -33,6 +33,7 @@ from api.schemas import (
     NewTokenOut,
     NodeOut,
     PageOut,
+    PodOut,
     QueueOut,
     ReadyOut,
     SessionOut,
@@ -137,13 +138,25 @@ class Client:
         states: Sequence[str] = (),
         queue: str | None = None,
         name: str | None = None,
+        tenant: str | None = None,
+        pod: str | None = None,
         sort: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> PageOut[JobOut]:
-        """One page of jobs, newest first unless `sort` says otherwise."""
+        """One page of jobs, newest first unless `sort` says otherwise.
+
+        `pod` is the `namespace/name` of a pod that Haversack did not make itself.
+        """
         params = _present(
-            state=",".join(states), queue=queue, name=name, sort=sort, limit=limit, cursor=cursor
+            state=",".join(states),
+            queue=queue,
+            name=name,
+            tenant=tenant,
+            pod=pod,
+            sort=sort,
+            limit=limit,
+            cursor=cursor,
         )
         return cast("PageOut[JobOut]", self._call("GET", _path("jobs"), params=params))
 
@@ -153,13 +166,22 @@ class Client:
         states: Sequence[str] = (),
         queue: str | None = None,
         name: str | None = None,
+        tenant: str | None = None,
+        pod: str | None = None,
         sort: str | None = None,
     ) -> Iterator[JobOut]:
         """Every job, page by page."""
         cursor = None
         while True:
             page = self.jobs(
-                states=states, queue=queue, name=name, sort=sort, limit=500, cursor=cursor
+                states=states,
+                queue=queue,
+                name=name,
+                tenant=tenant,
+                pod=pod,
+                sort=sort,
+                limit=500,
+                cursor=cursor,
             )
             yield from page["items"]
             cursor = page["next_cursor"]
@@ -177,6 +199,10 @@ class Client:
     def explain(self, job_id: str) -> ExplanationOut:
         """Why the job stands where it stands."""
         return cast("ExplanationOut", self._call("GET", _path("jobs", job_id, "explain")))
+
+    def pod(self, namespace: str, name: str) -> PodOut:
+        """A pod that waits outside every job, and why."""
+        return cast("PodOut", self._call("GET", _path("pods", namespace, name)))
 
     def cancel(self, job_id: str, *, if_match: int | None = None) -> JobOut:
         """Cancel a job; cancelling it again changes nothing."""

@@ -22,6 +22,7 @@ from scheduler.errors import FieldProblem, ForbiddenError, InvalidRequestError
 from scheduler.ids import IdSource
 from scheduler.model.access import Actor, Permission
 from scheduler.model.ports import LogReader
+from scheduler.model.runtime import Runtime
 from scheduler.observability import Metrics
 from scheduler.service import Limits
 from scheduler.settings import Settings
@@ -40,8 +41,10 @@ class Context:
     ids: IdSource
     settings: Settings
     log_reader: LogReader
+    runtime: Runtime
     wake: Callable[[], None]
     readiness: Callable[[], Mapping[str, str]]
+    warnings: Callable[[], Mapping[str, str]]
     pod_waits: Callable[[str, str], str]
     metrics: Metrics
     gate: Gate

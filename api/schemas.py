@@ -326,10 +326,16 @@ class HealthOut(TypedDict):
 
 
 class ReadyOut(TypedDict):
-    """Whether every part works; `troubles` names those that do not."""
+    """Whether every part works; `troubles` names those that do not.
+
+    `role` is `leader`, or `standby` for a replica that would take over. `warnings` names what works
+    but lacks a safeguard.
+    """
 
     ready: bool
+    role: str
     troubles: dict[str, str]
+    warnings: dict[str, str]
 
 
 class FieldProblemOut(TypedDict):

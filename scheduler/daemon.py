@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import gc
 import math
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-import uvicorn
-from typing_extensions import override
 
 from api.app import Application, create_app
 from scheduler import import_guard
@@ -32,9 +28,10 @@ from scheduler.execution.apply import Applier
 from scheduler.execution.reconcile import Reconciler
 from scheduler.execution.watch import Watcher
 from scheduler.ids import SystemIds
+from scheduler.listening import Door, EndpointFile, check_binding
 from scheduler.model.quantity import UtcSeconds
 from scheduler.observability import Metrics
-from scheduler.settings import ApiSettings, Settings
+from scheduler.settings import Settings
 from scheduler.solver_process import SolverProcess
 from scheduler.store.cycles import DatabaseCycleStore
 from scheduler.store.database import Database
@@ -75,50 +72,6 @@ def end_with_any_thread() -> None:
     threading.excepthook = ended
 
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-SHUTDOWN_S = 20
-BACKLOG = 2048
-
-
-def check_binding(api: ApiSettings) -> None:
-    """Refuse to serve strangers in the clear.
-
-    Raises:
-        ConfigurationError: the address is not loopback and nothing encrypts the way to it.
-    """
-    if api.host in LOOPBACK or api.trusted_proxies or (api.tls_certificate and api.tls_key):
-        return
-    raise ConfigurationError(
-        f"refusing to listen on {api.host}: tokens would cross the network in the clear",
-        hint=(
-            "listen on 127.0.0.1; or set HAVERSACK_API__TLS_CERTIFICATE and HAVERSACK_API__TLS_KEY;"
-            " or, behind a proxy that terminates TLS, name its addresses in"
-            " HAVERSACK_API__TRUSTED_PROXIES"
-        ),
-    )
-
-
-def bind(api: ApiSettings) -> socket.socket:
-    """The listening socket.
-
-    Raises:
-        ConfigurationError: the address is taken or not ours.
-    """
-    family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((api.host, api.port))
-        listener.listen(BACKLOG)  # with SO_REUSEADDR only this keeps a second daemon off the port
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(
-            f"cannot listen on {api.host}:{api.port}: {error.strerror}",
-            hint="another program uses the port; choose one with --port (0 picks a free one)",
-        ) from error
-    return listener
-
-
 def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:
     return ConfigurationError(
         f"the data directory {data_dir} cannot be used: {error}",
@@ -126,14 +79,12 @@ def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:
     )
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the daemon has one order of shutting down."""
-
-    @override
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the daemon."""
-        yield
+def told_to_stop() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT from now on. Within the event loop."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    return stopping
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +100,17 @@ class Endpoint:
 class Daemon:
     """API, conductor and execution in one process."""
 
-    def __init__(self, settings: Settings, backend: BackendMaker) -> None:
+    def __init__(self, settings: Settings, backend: BackendMaker, door: Door | None = None) -> None:
         """Build every part.
 
         Args:
             settings: of this daemon.
             backend: makes what jobs run on.
+            door: where to answer, if we listen already; ours from now on unless this raises.
 
         Raises:
-            AlreadyRunningError: another daemon owns the data directory or leads the database.
+            AlreadyRunningError: another daemon owns the data directory.
+            NotLeaderError: another daemon leads the database.
             ConfigurationError: unsafe address, port in use, a policy that cannot be live, or a
                 foreign package in our name.
             StorageError: the store cannot be opened or written.
@@ -167,13 +120,14 @@ class Daemon:
         self._settings = settings
         self._profile = live_profile(settings.queue)
         self._maker = backend
+        self._endpoint = EndpointFile(settings.store.data_dir)
         self._clock = SystemClock()
         self._ids = SystemIds(self._clock)
         self.metrics = Metrics()
         self.database = Database.open(settings.store, clock=self._clock)
         self.database.on_failure(_end_at_once)
         try:
-            self._open()
+            self._open(door)
         except OSError as error:
             self.database.close()
             raise _unusable(settings.store.data_dir, error) from error
@@ -181,7 +135,7 @@ class Daemon:
             self.database.close()
             raise
 
-    def _open(self) -> None:
+    def _open(self, door: Door | None) -> None:
         settings, database, clock = self._settings, self.database, self._clock
         data_dir = settings.store.data_dir
         self._holder = daemon_identity(data_dir)
@@ -218,21 +172,25 @@ class Daemon:
             requeue_backoff_s=settings.queue.requeue_backoff_s,
             requeue_backoff_max_s=settings.queue.requeue_backoff_max_s,
         )
-        self._listener = bind(settings.api)
+        self._door = door or Door(settings.api)
 
-    async def run(self, ready: Callable[[Endpoint], None]) -> None:
-        """Serve until SIGTERM or SIGINT; running jobs go on without us.
+    async def run(
+        self, ready: Callable[[Endpoint], None], stopping: asyncio.Event | None = None
+    ) -> None:
+        """Serve until told to stop; running jobs go on without us.
 
         Args:
             ready: called once the API answers.
+            stopping: tells us to stop; SIGTERM and SIGINT do if there is none.
 
         Raises:
             FencedError: another leader has taken over; this process has stopped acting.
         """
-        loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
+        stopping = stopping or told_to_stop()
+        # What was built so far lives as long as the process: a full collection would walk all of
+        # it each time, 0.15 s during which nobody is answered (docs/adr/0002).
+        gc.collect()
+        gc.freeze()
         try:
             if await self._begun(stopping):
                 await self._serve(stopping, ready)
@@ -240,27 +198,34 @@ class Daemon:
             await self._close()
 
     async def _begun(self, stopping: asyncio.Event) -> bool:
-        """Whether the backend has begun before we were told to stop."""
+        """Whether the backend has begun before we were told to stop; the lease is kept meanwhile.
+
+        Raises:
+            FencedError: another leader has taken over.
+        """
         begun = asyncio.create_task(self._backend.begin(), name="begin")
+        keeping = asyncio.create_task(self._keep_lease(), name="lease")
         stop_wanted = asyncio.create_task(stopping.wait(), name="signal")
-        await asyncio.wait([begun, stop_wanted], return_when=asyncio.FIRST_COMPLETED)
-        stop_wanted.cancel()
-        if begun.done():
-            begun.result()
-            return True
-        begun.cancel()
-        await asyncio.gather(begun, return_exceptions=True)
-        return False
+        tasks = (begun, keeping, stop_wanted)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in (begun, keeping):
+            if not task.cancelled():
+                task.result()
+        return not begun.cancelled()
 
     async def _serve(self, stopping: asyncio.Event, ready: Callable[[Endpoint], None]) -> None:
         parts = self._parts(asyncio.get_running_loop())
         app = self._app(parts)
-        server = _Server(self._server_config(app))
-        serving = asyncio.create_task(server.serve(sockets=[self._listener]), name="api")
         tasks = [asyncio.create_task(part, name=name) for name, part in parts.coroutines]
         stop_wanted = asyncio.create_task(stopping.wait(), name="signal")
         try:
-            await self._announce(server, serving, ready)
+            serving = await self._door.open(app)
+            self._announce(ready)
             done, _ = await asyncio.wait(
                 [serving, stop_wanted, *tasks], return_when=asyncio.FIRST_COMPLETED
             )
@@ -271,22 +236,23 @@ class Daemon:
         finally:
             self._stopping = True
             app.stop_streams()
-            server.should_exit = True
+            self._door.leave()
             for task in (*tasks, stop_wanted):
                 task.cancel()
             await asyncio.gather(*tasks, stop_wanted, return_exceptions=True)
-            await asyncio.gather(serving, return_exceptions=True)
+            await self._door.shut()
             await parts.solver.close()
 
     async def _close(self) -> None:
         await self._backend.close()  # before others may lead
         clock = self._clock
-        (self._settings.store.data_dir / "endpoint.json").unlink(missing_ok=True)
+        await self._door.shut()
+        self._endpoint.remove()
         try:
             self.database.write_sync(lambda tx: release(tx, self._holder, self.epoch, clock.now()))
         except (FencedError, StorageError) as error:
             log.warning("lease not released", why=str(error))
-        self._listener.close()
+        self._door.close()
         self.database.close()
 
     _stopping = False
@@ -374,25 +340,12 @@ class Daemon:
             ids=self._ids,
             settings=settings,
             log_reader=self._backend.logs,
+            runtime=self._backend.runtime,
             wake=parts.wake,
             readiness=parts.readiness,
+            warnings=self._backend.warnings,
             pod_waits=self._backend.pod_waits,
             metrics=self.metrics,
-        )
-
-    def _server_config(self, app: Application) -> uvicorn.Config:
-        settings = self._settings
-        return uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            proxy_headers=bool(settings.api.trusted_proxies),
-            forwarded_allow_ips=list(settings.api.trusted_proxies),
-            server_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-            ssl_certfile=settings.api.tls_certificate,
-            ssl_keyfile=settings.api.tls_key,
         )
 
     def _readiness(
@@ -420,28 +373,15 @@ class Daemon:
         )
         applier.wake()
 
-    async def _announce(
-        self, server: _Server, serving: asyncio.Task[None], ready: Callable[[Endpoint], None]
-    ) -> None:
-        while not server.started:
-            if serving.done():
-                serving.result()
-                raise ConfigurationError("the API server ended before it had started")
-            await asyncio.sleep(0.01)
-        scheme = "https" if self._settings.api.tls_certificate else "http"
-        host, port = self._listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
+    def _announce(self, ready: Callable[[Endpoint], None]) -> None:
         endpoint = Endpoint(
-            url=f"{scheme}://{shown}:{port}",
+            url=self._door.url,
             data_dir=self._settings.store.data_dir,
             token_file=self.token_file,
             epoch=self.epoch,
         )
-        path = endpoint.data_dir / "endpoint.json"
-        partial = path.with_suffix(".partial")
         try:
-            partial.write_text(json.dumps({"url": endpoint.url, "pid": os.getpid()}))
-            partial.replace(path)
+            self._endpoint.write(endpoint.url)
         except OSError as error:
             raise _unusable(endpoint.data_dir, error) from error
         ready(endpoint)

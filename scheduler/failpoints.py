@@ -43,8 +43,13 @@ NAMES = (
     "reconcile-begun",
 )
 """Every failpoint of a job that we launch ourselves, in the order a job meets them."""
+POD_NAMES = ("create-before-send", "create-after-send", "pods-first-made", "pods-made")
+"""Those of a job on a cluster whose pods we make; the first two once for each object."""
 BIND_NAMES = ("bind-before-send", "bind-after-send")
 """Those that a job meets on a cluster besides, once for each of its pods."""
+PIN_NAMES = ("pin-before-send", "pin-after-send", "ungate-before-send", "ungate-after-send")
+"""Instead of those, where kube-scheduler binds its pods."""
+_KNOWN = (*NAMES, *POD_NAMES, *BIND_NAMES, *PIN_NAMES)
 LAUNCHER_NAMES = tuple(name for name in NAMES if name.startswith("launcher-"))
 KINDS = ("kill", "raise", "hang", "freeze")
 _VARIABLE, _LOG_VARIABLE = "HAVERSACK_FAILPOINTS", "HAVERSACK_FAILPOINTS_LOG"
@@ -63,8 +68,8 @@ def _armed() -> dict[str, tuple[str, int]]:
     for part in filter(None, os.environ.get(_VARIABLE, "").split(",")):
         name, _, what = part.partition("=")
         kind, _, nth = what.partition("@")
-        if name not in (*NAMES, *BIND_NAMES):
-            known = ", ".join((*NAMES, *BIND_NAMES))
+        if name not in _KNOWN:
+            known = ", ".join(_KNOWN)
             raise ValueError(f"{_VARIABLE} names {name!r}; known: {known}")
         if kind and kind not in KINDS:
             raise ValueError(f"{_VARIABLE} wants {kind!r}; known: {', '.join(KINDS)}")

@@ -204,12 +204,19 @@ class KubernetesSettings(_Section):
         namespace: where the leader's epoch is published, as Lease `haversack-epoch`.
         binds_in_flight_max: gangs that are bound at once.
         sync_s: how long the first reading of nodes and pods may take.
+        job_namespace: where jobs that were submitted to Haversack become pods.
+        image: container image of such jobs that name none.
+        keep_pods_s: how long their pods, and with them their logs, stay after the end.
         relist_s: nodes and pods are listed whole at least so often, should an event have been lost
             on the way; 20,000 pods cost about 2 s of CPU.
         silence_s: a watch without a byte for so long counts as dead; above the bookmark period of
             the API server, about 60 s.
+        pin_s: how long kube-scheduler may refuse to bind a pod to the node that was chosen for it,
+            before its gang is given up and all its pods are deleted, to be made anew.
         fence: `required` refuses to start where the API server would not turn a stale leader away;
-            `preferred` starts, and the log says so; never with PostgreSQL.
+            `preferred` starts, and readiness warns of it; never with PostgreSQL.
+        pod_name: our own pod, in that namespace, where we are one of several: while it leads, it
+            has the label `haversack.dev/role: leader`, by which a Service finds it.
     """
 
     kubeconfig: Path | None = None
@@ -218,7 +225,12 @@ class KubernetesSettings(_Section):
     sync_s: Positive = 60.0
     relist_s: Positive = 1800.0
     silence_s: Positive = 90.0
+    pin_s: Positive = 30.0
     fence: Literal["required", "preferred"] = "preferred"
+    pod_name: str = ""
+    job_namespace: str = "haversack-jobs"
+    image: str = ""
+    keep_pods_s: Annotated[float, Field(ge=0)] = 3_600.0
 
 
 class StoreSettings(_Section):

@@ -25,8 +25,15 @@ async def healthz(_: Anybody) -> Response:
 @router.get("/readyz", responses={200: {"model": ReadyOut}, 503: {"model": ReadyOut}})
 async def readyz(request: Request, _: Anybody) -> Response:
     """Whether every part works; 503 names the parts that do not."""
-    troubles = {part: why for part, why in context(request).readiness().items() if why}
-    return Json({"ready": not troubles, "troubles": troubles}, status_code=503 if troubles else 200)
+    parts = context(request)
+    troubles = {part: why for part, why in parts.readiness().items() if why}
+    answer: ReadyOut = {
+        "ready": not troubles,
+        "role": "leader",
+        "troubles": troubles,
+        "warnings": {part: why for part, why in parts.warnings().items() if why},
+    }
+    return Json(answer, status_code=503 if troubles else 200)
 
 
 @router.get("/metrics", responses={200: {"content": {"text/plain": {}}}})

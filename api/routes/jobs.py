@@ -87,7 +87,8 @@ async def submit(
     """Submit a job. 201 means that it is stored and synced to disk."""
     parts = context(request)
     began = parts.clock.monotonic_s()
-    spec, document = await _parse(await json_bytes(request))
+    asked, document = await _parse(await json_bytes(request))
+    spec = parts.runtime.fitted(asked)
 
     def command(tx: Transaction) -> SubmitResult:
         return service.submit(

@@ -43,7 +43,7 @@ def placement_of(table: NodeTable, gang: Gang, loads: Loads, worth: Worth, stage
     cpu, memory = shape.per_task.cpu_milli, shape.per_task.memory_mib
     milli, extras = shape.gpu_milli or WHOLE_GPU_MILLI, shape.extras
     tasks: list[TaskPlacement] = []
-    loads = _in_rank_order(loads)
+    loads = _in_rank_order(table, loads)
     for load in loads:
         node = table.nodes[load.row]
         ids = _gpu_ids(node, load.gpus)
@@ -55,9 +55,19 @@ def placement_of(table: NodeTable, gang: Gang, loads: Loads, worth: Worth, stage
     )
 
 
-def _in_rank_order(loads: Loads) -> Loads:
-    """By node name, so that neighbouring ranks are on one node or on nodes named alike."""
-    return loads if len(loads) == 1 else tuple(sorted(loads, key=lambda load: load.row))
+def _in_rank_order(table: NodeTable, loads: Loads) -> Loads:
+    """Neighbouring ranks on one node, else in one rack, else in one zone; then by node name.
+
+    A ring of collectives goes from rank to rank: so it leaves each rack once, and not at every step.
+    """
+    if len(loads) == 1:
+        return loads
+
+    def place(load: Load) -> tuple[str, str, int]:
+        node = table.nodes[load.row]
+        return node.zone, node.rack, load.row
+
+    return tuple(sorted(loads, key=place))
 
 
 def _gpu_ids(node: Node, indexes: tuple[int, ...]) -> tuple[GpuId, ...]:

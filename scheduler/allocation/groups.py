@@ -167,7 +167,14 @@ class Fits:
     _known: dict[tuple[object, ...], Ints] = field(default_factory=dict)
 
     def of(self, worker: Worker) -> Ints:
-        """(n,) how many fit each place. O(n)."""
+        """(n,) how many fit each place, of those that the worker may use. O(n)."""
+        count = self.counted(worker)
+        if anywhere(self.table, worker):
+            return count
+        return np.where(allowed(self.table, worker)[self.places.row], count, 0)
+
+    def counted(self, worker: Worker) -> Ints:
+        """(n,) how many fit each place by what is free there, whoever may use it. O(n)."""
         count = self._gpus(worker)
         needs = worker.needs
         for name, free, each in (
@@ -182,9 +189,7 @@ class Fits:
         for name, amount in worker.extras:
             if amount:
                 count = np.minimum(count, self._extra(name) // amount)
-        if anywhere(self.table, worker):
-            return count
-        return np.where(allowed(self.table, worker)[self.places.row], count, 0)
+        return count
 
     def _extra(self, name: str) -> Ints:
         """(n,) what is free of a further resource."""

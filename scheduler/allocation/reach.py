@@ -18,7 +18,6 @@ from scheduler.model.feasible import never_fits
 from scheduler.model.job import JobShape, Topology, Worker
 from scheduler.model.plan import FunnelStep, Reason
 from scheduler.model.quantity import WHOLE_GPU_MILLI
-from scheduler.model.site import ANYWHERE
 
 _SHAPES_KEPT = 4_096
 """Shapes whose verdict on the empty cluster is remembered."""
@@ -68,9 +67,7 @@ class Reach:
 
     def tasks(self, worker: Worker) -> Ints:
         """(some,) tasks that fit each node. The worker's pool and site are those of the reach."""
-        if worker.pool is not None or worker.site is not ANYWHERE:
-            worker = replace(worker, pool=None, site=ANYWHERE)
-        return self._fits.of(worker)
+        return self._fits.counted(worker)
 
     def amount(self, dimension: str) -> tuple[float, float]:
         """What is free of a dimension: in all, and the most on one node.

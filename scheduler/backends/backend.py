@@ -9,6 +9,7 @@ from typing import Protocol
 from scheduler.clock import Clock
 from scheduler.ids import IdSource
 from scheduler.model.ports import Executor, LogReader
+from scheduler.model.runtime import Runtime
 from scheduler.settings import Settings
 from scheduler.store.database import Database
 
@@ -45,6 +46,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def runtime(self) -> Runtime:
+        """Says which jobs can be run."""
+        ...
+
+    @property
     def launches_max(self) -> int:
         """Launch orders to carry out at once."""
         ...
@@ -68,6 +74,10 @@ class Backend(Protocol):
 
     def troubles(self) -> Mapping[str, str]:
         """What is not in order, by part; empty values are fine."""
+        ...
+
+    def warnings(self) -> Mapping[str, str]:
+        """What works but lacks a safeguard, by part; empty values are fine."""
         ...
 
     def pod_waits(self, namespace: str, name: str) -> str:

@@ -14,6 +14,7 @@ import structlog
 from scheduler.backends.backend import Surroundings
 from scheduler.errors import ConfigurationError, FencedError, HaversackError
 from scheduler.execution.kubernetes.access import Access, load_access
+from scheduler.execution.kubernetes.avoiding import Avoided
 from scheduler.execution.kubernetes.binder import Binder
 from scheduler.execution.kubernetes.cluster import Cluster, NodeSink, PodSink
 from scheduler.execution.kubernetes.conditions import Conditions
@@ -23,18 +24,25 @@ from scheduler.execution.kubernetes.executor import KubernetesExecutor
 from scheduler.execution.kubernetes.fence import Fence
 from scheduler.execution.kubernetes.follower import Follower
 from scheduler.execution.kubernetes.gathering import ClusterGatherer
+from scheduler.execution.kubernetes.launching import Launching
 from scheduler.execution.kubernetes.lookup import Lookup
 from scheduler.execution.kubernetes.nodes import KubeNode, node_of
+from scheduler.execution.kubernetes.pinning import Pinner
 from scheduler.execution.kubernetes.pods import Pod, pod_of
 from scheduler.execution.kubernetes.reader import Pace, Reader
+from scheduler.execution.kubernetes.role import RoleLabel
+from scheduler.execution.kubernetes.runtime import PodRuntime
 from scheduler.execution.kubernetes.server import ApiServer, RejectedError
 from scheduler.execution.kubernetes.telling import Teller
+from scheduler.execution.kubernetes.upkeep import Upkeep
+from scheduler.execution.kubernetes.verdicts import Verdicts
 from scheduler.model.execution import LogChunk
 from scheduler.model.lifecycle import JobState
 from scheduler.model.quantity import AttemptId, JobId
 from scheduler.settings import KubernetesSettings
 from scheduler.store.decisions import why_outside_waits
 from scheduler.store.execution import expected
+from scheduler.store.lease import require
 from scheduler.store.outside import SqlOutsideStore, set_aside
 from scheduler.store.transaction import Transaction
 
@@ -80,20 +88,24 @@ class KubernetesBackend:
 
     Attributes:
         logs: says where logs are.
+        runtime: takes every job that can become pods.
         launches_max: gangs that are bound at once.
     """
 
     def __init__(self, given: Surroundings, access: Access) -> None:
         self.logs = NoLogs()
+        self.runtime = PodRuntime(given.settings.kubernetes.image)
         self.launches_max = given.settings.kubernetes.binds_in_flight_max
         self._given = given
         self._settings = given.settings.kubernetes
         self._server = ApiServer(access)
         self._unfenced = ""
+        self._role = RoleLabel(self._server, self._settings.namespace, self._settings.pod_name)
         self._stack = AsyncExitStack()
         self._readers: dict[str, Reader[KubeNode] | Reader[Pod]] = {}
         self._executor: KubernetesExecutor | None = None
         self._follower: Follower | None = None
+        self._upkeep: Upkeep | None = None
         self._reading: list[asyncio.Task[None]] = []
 
     @property
@@ -125,16 +137,35 @@ class KubernetesBackend:
             Events(self._server, given.clock, holder),
             cluster.pod,
         )
-        self._cluster = cluster
+        self._cluster, avoided = cluster, Avoided(given.clock)
+        pinner = Pinner(self._server, binder, evictor, told=self._teller.pinned)
         follower = self._follower = Follower(
             cluster,
             store,
-            ClusterGatherer(cluster, Lookup(self._server)),
+            ClusterGatherer(cluster, Lookup(self._server), avoided),
             given.clock,
             report=self._teller.wait_for,
         )
+        launching = Launching(
+            self._server,
+            cluster,
+            evictor,
+            namespace=self._settings.job_namespace,
+            image=self._settings.image,
+        )
+        self._upkeep = Upkeep(cluster, evictor, given.clock, keep_s=self._settings.keep_pods_s)
         executor = self._executor = KubernetesExecutor(
-            cluster, binder, evictor, given.clock, synced=self._synced
+            cluster, binder, pinner, evictor, launching, given.clock, synced=self._synced
+        )
+        self._verdicts = Verdicts(
+            cluster,
+            pinner,
+            avoided,
+            given.clock,
+            epoch=given.epoch,
+            limit_s=self._settings.pin_s,
+            given_up=executor.give_up,
+            reform=follower.reform,
         )
         gangs = (await store.open_gangs()).values()
         members = {gang.job_id: gang.members for gang in gangs}
@@ -159,6 +190,8 @@ class KubernetesBackend:
     def _news(self) -> None:
         if self._follower is not None:
             self._follower.wake()
+        if self._upkeep is not None:
+            self._upkeep.wake()
 
     async def _raise_fence(self, fence: Fence) -> bool:
         """Publish our epoch; whether the API server now refuses all others."""
@@ -206,14 +239,23 @@ class KubernetesBackend:
     async def follow(self) -> None:
         """Follow the cluster until cancelled; what is stored wakes the conductor by its commit."""
         assert self._follower is not None, "begin() comes first"
+        assert self._upkeep is not None, "begin() comes first"
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follower.run())
+                group.create_task(self._upkeep.run())
                 group.create_task(self._teller.run())
+                group.create_task(self._verdicts.run())
                 group.create_task(self._explain(self._follower))
                 group.create_task(self._mind_readers())
+                if self._settings.pod_name:
+                    group.create_task(self._role.keep(self._lead))
         except* FencedError as errors:
             raise FencedError(str(errors.exceptions[0])) from errors
+
+    async def _lead(self) -> None:
+        """Raises FencedError unless we do."""
+        await self._given.database.write(lambda tx: require(tx, self._given.epoch))
 
     async def _mind_readers(self) -> None:
         """A reader never ends by itself; if one does, that is a fault of ours, told loudly."""
@@ -257,6 +299,10 @@ class KubernetesBackend:
     def pod_waits(self, namespace: str, name: str) -> str:
         """Why a pod waits outside every job, as its condition says it."""
         return "" if self._follower is None else self._follower.pod_waits(namespace, name)
+
+    def warnings(self) -> Mapping[str, str]:
+        """A fence or a label that is missing."""
+        return {"fence": self._unfenced, "role label": self._role.trouble}
 
     async def close(self) -> None:
         """Give up what is under way, and close the connections. Pods go on."""

@@ -15,6 +15,7 @@ from scheduler.errors import FencedError, HaversackError
 from scheduler.execution.blocking import OnThreads
 from scheduler.execution.local.executor import LocalExecutor
 from scheduler.execution.local.logs import LocalLogReader
+from scheduler.execution.local.runtime import HostRuntime
 from scheduler.model.node import Node
 from scheduler.model.ports import Inventory
 from scheduler.model.quantity import UtcSeconds
@@ -49,6 +50,7 @@ class LocalBackend:
     Attributes:
         executor: starts launchers.
         logs: reads their files.
+        runtime: takes every job without an image.
         launches_max: launchers that may come up at once.
     """
 
@@ -64,6 +66,7 @@ class LocalBackend:
             launch_before_s=given.launch_before_s,
         )
         self.logs = LocalLogReader(data_dir)
+        self.runtime = HostRuntime()
         self.launches_max = execution.launches_in_flight_max or half_of_the_cores()
         self.executor = OnThreads(self._launchers, launches_max=self.launches_max)
 
@@ -91,6 +94,10 @@ class LocalBackend:
 
     def troubles(self) -> Mapping[str, str]:
         """Nothing that reconciliation does not tell."""
+        return {}
+
+    def warnings(self) -> Mapping[str, str]:
+        """None: nobody else binds anything on this host."""
         return {}
 
     def pod_waits(self, namespace: str, name: str) -> str:

@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -68,6 +68,24 @@ class Session:
     sleep: Callable[[float], None] = time.sleep
     clock: Clock = field(default_factory=SystemClock)
     idle_s: float = 1.0
+
+    def with_options(
+        self,
+        *,
+        server: str | None,
+        token_file: Path | None,
+        ca_file: Path | None,
+        tenant: str | None = None,
+    ) -> Session:
+        """This session with the global options of a command line."""
+        named_ca = self.environ.get("HAVERSACK_CA_FILE")
+        return replace(
+            self,
+            server=server,
+            token_file=token_file,
+            tenant=tenant,
+            ca_file=ca_file or (Path(named_ca) if named_ca else None),
+        )
 
     def target(self) -> Target:
         """The daemon that options, environment and data directory name, in this order.

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from importlib.metadata import version as installed_version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,9 +29,13 @@ from scheduler.cli.render import (
 )
 from scheduler.errors import HaversackError
 
+if TYPE_CHECKING:
+    from api.schemas import ReadyOut
+
 MINOR_SKEW_MAX = 2
 CLOCK_SKEW_MAX_S = 30.0
 FREE_BYTES_MIN = 1 << 30
+_SAFEGUARDS = "it works; docs/operations/index.md says what each safeguard is for"
 
 
 class Grade(StrEnum):
@@ -155,7 +159,7 @@ def _server_checks(session: Session, target: Target) -> Iterator[Check]:
         yield Check("server", Grade.OK, f"answers at {target.address}")
         yield skew(installed_version("haversack"), server)
         yield _clock_check(session, target)
-        yield _asked("readiness", lambda: _readiness(client.ready()["troubles"]))
+        yield _asked("readiness", lambda: _readiness(client.ready()))
         if target.token:
             yield _asked(
                 "authorisation",
@@ -174,11 +178,24 @@ def _asked(name: str, question: Callable[[], Check]) -> Check:
         return _failed(name, error)
 
 
-def _readiness(troubles: dict[str, str]) -> Check:
-    if not troubles:
-        return Check("readiness", Grade.OK, "every part of the daemon works")
-    shown = "; ".join(f"{part}: {why}" for part, why in sorted(troubles.items()))
-    return Check("readiness", Grade.FAILED, shown, "see the daemon's log", ExitCode.ERROR)
+def _readiness(told: ReadyOut) -> Check:
+    if told["troubles"]:
+        shown = _by_part(told["troubles"])
+        return Check("readiness", Grade.FAILED, shown, "see the daemon's log", ExitCode.ERROR)
+    if told.get("role") == "standby":
+        return Check(
+            "readiness",
+            Grade.WARNING,
+            "this replica stands by while another leads",
+            "ask the Service, which reaches the leader",
+        )
+    if warnings := told.get("warnings"):
+        return Check("readiness", Grade.WARNING, _by_part(warnings), _SAFEGUARDS)
+    return Check("readiness", Grade.OK, "every part of the daemon works")
+
+
+def _by_part(told: dict[str, str]) -> str:
+    return "; ".join(f"{part}: {why}" for part, why in sorted(told.items()))
 
 
 def _clock_check(session: Session, target: Target) -> Check:

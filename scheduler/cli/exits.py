@@ -91,14 +91,15 @@ def report(error: HaversackError, source: str = "") -> ExitCode:
     """
     lines = [f"{paint('error:', 'red', sys.stderr)} {clean(str(error))}"]
     if isinstance(error, InvalidRequestError):
-        lines += [_field_line(problem, source) for problem in error.problems]
+        lines += [problem_line(problem, source) for problem in error.problems]
     if error.hint:
         lines.append(f"{paint('hint:', 'cyan', sys.stderr)} {clean(error.hint)}")
     sys.stderr.write("\n".join(lines) + "\n")
     return exit_code(error)
 
 
-def _field_line(problem: FieldProblem, source: str) -> str:
+def problem_line(problem: FieldProblem, source: str = "") -> str:
+    """One thing wrong with a document, with its place in the file `source`."""
     place = ":".join(str(part) for part in (source, problem.line, problem.column) if part)
     words = [part for part in (place, problem.path) if part]
     line = f"  at {' '.join(words)}: " if words else "  "

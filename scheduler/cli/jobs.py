@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 from typing_extensions import override
 
-from scheduler.cli import follow
+from scheduler.cli import follow, job_file
 from scheduler.cli.context import Session, session_of
 from scheduler.cli.exits import ExitCode, report
 from scheduler.cli.job_views import description, explanation, job_columns
@@ -114,12 +112,12 @@ def submit(
         raise typer.BadParameter("--dry-run stores nothing: there is nothing to wait for")
     form = chosen(output, as_json=as_json)
     session = session_of(context)
-    raw = _read(file)
+    raw = job_file.read(file)
     with _naming(file):
-        document = _document(file, raw)
+        document = job_file.document(file, raw)
     with session.connect() as client:
         with _naming(file):
-            made = _submit(client, document, raw, idempotency_key, dry_run=dry_run)
+            made = job_file.send(client, document, raw, idempotency_key, dry_run=dry_run)
         if dry_run:
             hint(f"{made['name']} would be accepted; nothing was stored")
             if form in (Format.JSON, Format.YAML, Format.JSONL):
@@ -134,15 +132,6 @@ def submit(
         raise typer.Exit(_wait(session, client, made, wait, timeout, form))
 
 
-def _read(file: str) -> bytes:
-    if file == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from error
-
-
 @contextmanager
 def _naming(file: str) -> Iterator[None]:
     """Tells the problems of a job file with the file's name before their lines."""
@@ -150,37 +139,6 @@ def _naming(file: str) -> Iterator[None]:
         yield
     except InvalidRequestError as error:
         raise typer.Exit(report(error, source="" if file == "-" else file)) from error
-
-
-def _document(file: str, raw: bytes) -> str:
-    """The canonical JSON of a job file, checked here, where its lines are known."""
-    from scheduler.jobspec import parse_job_json, parse_job_yaml  # noqa: PLC0415 - pydantic: 100 ms
-
-    if file.endswith(".json"):
-        return parse_job_json(raw)[1]
-    folder = Path.cwd() if file == "-" else Path(file).absolute().parent
-    return parse_job_yaml(raw, folder)[1]
-
-
-def _submit(
-    client: Client, document: str, raw: bytes, key: str | None, *, dry_run: bool
-) -> SubmittedOut:
-    """Send a job; what the daemon finds wrong is placed in `raw`, the file people see."""
-    from scheduler.jobspec import placed_in  # noqa: PLC0415 - as above
-
-    key = key or secrets.token_hex(16)
-    try:
-        return client.submit(document, idempotency_key=key, dry_run=dry_run)
-    except InvalidRequestError as error:
-        error.problems = placed_in(raw, error.problems)
-        raise
-    except UnreachableError as error:
-        if not dry_run and type(error.__cause__).__name__ != "ConnectError":
-            error.hint = (
-                "the job may have been stored; submit again with"
-                f" `--idempotency-key {key}` to be sure of exactly one"
-            )
-        raise
 
 
 def _wait(

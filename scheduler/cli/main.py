@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,13 +64,8 @@ def options(
 ) -> None:
     """Keep the global options for the command that follows."""
     session = context.obj if isinstance(context.obj, Session) else Session()
-    named_ca = session.environ.get("HAVERSACK_CA_FILE")
-    context.obj = replace(
-        session,
-        server=server,
-        token_file=token_file,
-        tenant=tenant,
-        ca_file=ca_file or (Path(named_ca) if named_ca else None),
+    context.obj = session.with_options(
+        server=server, token_file=token_file, ca_file=ca_file, tenant=tenant
     )
 
 

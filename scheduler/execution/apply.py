@@ -27,6 +27,10 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
+_REFILLS = 8
+"""Where many orders wait, a claim takes at least that part of `in_flight_max` if it can."""
+_REFILL_S = 0.05
+
 
 class Applier:
     """Drains intents; at most `in_flight_max` launches, and as many stops, at once."""
@@ -60,6 +64,11 @@ class Applier:
         self._wake = asyncio.Event()
         self._wake.set()
         self._tasks: dict[IntentId, tuple[Intent, asyncio.Task[None]]] = {}
+        self._under_way = dict.fromkeys(IntentKind, 0)
+        # Where there was no room for all: how few must be under way before more are claimed.
+        self._refill_at = max(0, in_flight_max - max(1, in_flight_max // _REFILLS))
+        self._left_over = False
+        self._refilling = False
         self._fenced: FencedError | None = None
         # Whether intents may be claimed that no task of ours knows: after a crash, at first.
         self._in_doubt = True
@@ -115,10 +124,11 @@ class Applier:
 
     async def _claim_pending(self) -> None:
         while True:
-            room = {kind: self._in_flight_max - self._count(kind) for kind in IntentKind}
+            room = {kind: self._in_flight_max - count for kind, count in self._under_way.items()}
             kinds = [kind for kind in (IntentKind.STOP, IntentKind.LAUNCH) if room[kind] > 0]
+            self._left_over = len(kinds) < len(room)
             if not kinds:
-                return  # the next one that ends wakes us
+                return
             limit = min(room[kind] for kind in kinds)
             intents = await self._store.claim_intents(kinds, limit, self._clock.now())
             for intent in intents:
@@ -126,18 +136,30 @@ class Applier:
             if len(intents) < limit:
                 return
 
-    def _count(self, kind: IntentKind) -> int:
-        return sum(intent.kind is kind for intent, _ in self._tasks.values())
-
     def _begin(self, intent: Intent, *, seen_before: bool) -> None:
         if intent.id in self._tasks:
             return
         task = asyncio.create_task(self._carry_out(intent, seen_before=seen_before))
         self._tasks[intent.id] = (intent, task)
-        task.add_done_callback(lambda _: self._ended(intent.id))
+        self._under_way[intent.kind] += 1
+        task.add_done_callback(lambda _: self._ended(intent))
 
-    def _ended(self, intent_id: IntentId) -> None:
-        del self._tasks[intent_id]
+    def _ended(self, intent: Intent) -> None:
+        del self._tasks[intent.id]
+        self._under_way[intent.kind] -= 1
+        if self._fenced is not None:
+            self._wake.set()
+        elif self._left_over and self._under_way[intent.kind] <= self._refill_at:
+            self._left_over = False
+            self._wake.set()
+        elif self._left_over and not self._refilling:
+            # Not at each end, as every claim is a transaction; but not never, where what is left
+            # takes long.
+            self._refilling = True
+            asyncio.get_running_loop().call_later(_REFILL_S, self._refill)
+
+    def _refill(self) -> None:
+        self._refilling = False
         self._wake.set()
 
     async def _carry_out(self, intent: Intent, *, seen_before: bool) -> None:

@@ -46,7 +46,7 @@ class Watcher:
             store: where facts go.
             executor: where they come from.
             clock: for the instants of records.
-            on_freed: called in the event loop after an end was stored: resources are free.
+            on_freed: called in the event loop after ends were stored: resources are free.
             sleep: waits before a retry.
         """
         self._store = store
@@ -174,25 +174,29 @@ class Watcher:
         """Store what was seen, in one write; what has ended is followed no more."""
         if not news:
             return
-        for seen in news:
-            if seen.phase in FINAL:
-                failpoints.hit("exit-seen")
-            elif seen.phase is Phase.RUNNING:
-                failpoints.hit("start-seen")
+        _pass_by("seen", news)
         moved = await self._store.record_many(news, self._clock.now())
-        for seen in news:
-            if seen.phase in FINAL:
-                failpoints.hit("exit-stored")
-            elif seen.phase is Phase.RUNNING:
-                failpoints.hit("start-stored")
-        ended = [seen.attempt_id for seen in news if seen.phase in FINAL]
+        _pass_by("stored", news)
+        ended = {
+            seen.attempt_id: state
+            for seen, state in zip(news, moved, strict=True)
+            if seen.phase in FINAL
+        }
         if not ended:
             return
-        await self._executor.forget(ended)
+        await self._executor.forget(tuple(ended))
         for attempt_id in ended:
             self._followed.discard(attempt_id)
             self._watched.discard(attempt_id)
             self._pending.pop(attempt_id, None)
-        freed = zip(news, moved, strict=True)
-        if any(seen.phase in FINAL and state is not None for seen, state in freed):
+        if any(state is not None for state in ended.values()):
             self._on_freed()
+
+
+def _pass_by(moment: str, news: Sequence[AttemptObservation]) -> None:
+    """Hit the failpoints of starts and ends."""
+    for seen in news:
+        if seen.phase in FINAL:
+            failpoints.hit(f"exit-{moment}")
+        elif seen.phase is Phase.RUNNING:
+            failpoints.hit(f"start-{moment}")

@@ -35,6 +35,7 @@ YEAR_S = 31_536_000
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _GPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
+_IMAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:/@+-]*[A-Za-z0-9])?")
 _ENV_VALUE_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 TORCH_NAMES = frozenset(
@@ -136,6 +137,12 @@ def _workdir(value: str | None) -> str | None:
     return value
 
 
+def _image(value: str | None) -> str | None:
+    if value is not None and not _IMAGE.fullmatch(value):
+        raise ValueError(f"{shown(value)!r} is not an image, such as registry.example/team/train:1")
+    return value
+
+
 def _milli(value: float) -> float:
     if abs(value * 1000 - round(value * 1000)) > 1e-6:  # noqa: PLR2004 - float noise, far below 1 milli
         raise ValueError("has a resolution of 0.001 cores")
@@ -208,9 +215,11 @@ class Task(_Part):
         default=1.0, ge=0.001, le=65_536, description="CPU cores per task, in steps of 0.001."
     )
     memory_mib: int = Field(default=512, ge=1, le=2**30, description="Host memory per task in MiB.")
-    image: Annotated[
-        str | None, _later("images need the Kubernetes executor; the local one runs commands as is")
-    ] = Field(default=None, description=_NOT_YET + "Container image, on Kubernetes only.")
+    image: Annotated[str | None, AfterValidator(_image)] = Field(
+        default=None,
+        max_length=512,
+        description="Container image, on Kubernetes only; the daemon's default if absent.",
+    )
     command: Annotated[list[Argument], AfterValidator(_command)] = Field(
         min_length=1,
         max_length=256,
@@ -385,6 +394,7 @@ def to_model(job: JobDocument) -> JobSpec:
             memory_mib=task.memory_mib,
             command=tuple(task.command),
             env=tuple(sorted(task.env.items())),
+            image=task.image,
             processes=_processes(spec),
             workdir=spec.workdir,
         ),

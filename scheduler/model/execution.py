@@ -18,6 +18,7 @@ class LaunchTask:
         gpu_ids: NVML UUIDs, or simulated ids when `simulated`.
         simulated: the task gets no real GPU (CUDA_VISIBLE_DEVICES is empty).
         cpu_milli: thousandths of a core granted to it; 0 when not told.
+        memory_mib: host memory granted to it; 0 when not told.
         member: what waits outside to be this task, `namespace/name/uid` of a pod that somebody
             else made; "" when the executor makes it.
     """
@@ -29,6 +30,7 @@ class LaunchTask:
     simulated: bool
     cpu_milli: int = 0
     member: str = ""
+    memory_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class LaunchOrder:
         processes: processes per task; world size is `len(tasks) * processes`.
         grace_s: time between the stop signal and SIGKILL.
         max_runtime_s: wall time allowed from start, or None.
+        image: container image that the job names, or None.
     """
 
     attempt_id: AttemptId
@@ -58,6 +61,7 @@ class LaunchOrder:
     grace_s: float
     max_runtime_s: float | None = None
     workdir: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,10 +216,11 @@ def port_amounts(protocol: str, port: int, address: str = "") -> Amounts:
     Args:
         protocol: TCP, UDP or SCTP.
         port: the host's port.
-        address: the host address; "", 0.0.0.0 and :: mean all.
+        address: the host address; "" and 0.0.0.0 mean all. All others are compared as they are
+            written, `::` too, as kube-scheduler and the kubelet do.
     """
     name = f"{PORT_PREFIX}{protocol}:{port}"
-    if address in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+    if address in ("", "0.0.0.0"):  # noqa: S104 - compared, not bound
         return ((name, PORT_WHOLE),)
     return ((name, 1), (f"{name}:{address}", 1))
 

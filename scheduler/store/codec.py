@@ -81,6 +81,7 @@ def launch_order(document: str) -> LaunchOrder:
                 simulated=task["simulated"],
                 cpu_milli=task.get("cpu_milli", 0),
                 member=task.get("member", ""),
+                memory_mib=task.get("memory_mib", 0),
             )
             for task in found["tasks"]
         ),
@@ -92,6 +93,7 @@ def launch_order(document: str) -> LaunchOrder:
         grace_s=found["grace_s"],
         max_runtime_s=found["max_runtime_s"],
         workdir=found["workdir"],
+        image=found.get("image"),
     )
 
 

@@ -34,6 +34,7 @@ class Program:
     command: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     workdir: str | None = None
+    image: str | None = None
     max_runtime_s: float | None = None
     retry: RetrySpec = field(default_factory=RetrySpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
@@ -75,6 +76,7 @@ def program(document: str) -> Program:
         command=spec.task.command,
         env=spec.task.env,
         workdir=spec.task.workdir,
+        image=spec.task.image,
         max_runtime_s=spec.max_runtime_s,
         retry=spec.retry,
         checkpoint=spec.checkpoint,

@@ -463,6 +463,7 @@ def _launch_order(books: Books, found: _Fitting) -> LaunchOrder:
                 simulated=books.nodes[task.node_id].simulated,
                 cpu_milli=task.cpu_milli,
                 member=run.members[task.task_index] if run.members else "",
+                memory_mib=task.memory_mib,
             )
             for task in sorted(found.placement.tasks, key=lambda task: task.task_index)
         ),
@@ -474,6 +475,7 @@ def _launch_order(books: Books, found: _Fitting) -> LaunchOrder:
         grace_s=run.checkpoint.grace_s,
         max_runtime_s=run.max_runtime_s,
         workdir=run.workdir,
+        image=run.image,
     )
 
 

@@ -22,6 +22,7 @@ from typing_extensions import override
 from api.app import Application, create_app
 from api.client import Client
 from scheduler import service
+from scheduler.execution.local.runtime import HostRuntime
 from scheduler.model.access import Role
 from scheduler.model.execution import LogChunk
 from scheduler.model.quantity import DEFAULT_TENANT, SYSTEM_TENANT, AttemptId, TenantId, UtcSeconds
@@ -81,6 +82,7 @@ class Edge:
 
     Attributes:
         troubles: what readiness answers.
+        warnings: what it warns of.
         pods: why pods, by `namespace/name`, wait outside every job.
         woken: how often the scheduler was woken.
         on_wake: called on the event loop, while the waking request is still open.
@@ -90,6 +92,7 @@ class Edge:
     logs: FakeLogs = field(default_factory=FakeLogs)
     settings: Settings = field(default_factory=Settings)
     troubles: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
     pods: dict[str, str] = field(default_factory=dict)
     woken: int = 0
     on_wake: Callable[[], None] | None = None
@@ -101,8 +104,10 @@ class Edge:
             ids=self.office.ids,
             settings=self.settings,
             log_reader=self.logs,
+            runtime=HostRuntime(),
             wake=self._wake,
             readiness=lambda: self.troubles,
+            warnings=lambda: self.warnings,
             pod_waits=lambda namespace, name: self.pods.get(f"{namespace}/{name}", ""),
         )
 

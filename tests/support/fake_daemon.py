@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import typer
 from typer.testing import CliRunner, Result
 
 from api.schemas import AttemptOut, JobDetailOut, JobOut
@@ -63,10 +64,15 @@ class FakeClock:
 
 @dataclass
 class FakeDaemon:
-    """Answers by (method, path): each in turn, the last for ever."""
+    """Answers by (method, path): each in turn, the last for ever.
+
+    Attributes:
+        program: what is run against it.
+    """
 
     answers: dict[tuple[str, str], list[Answer]] = field(default_factory=dict)
     requests: list[httpx.Request] = field(default_factory=list)
+    program: typer.Typer = app
 
     def on(self, method: str, path: str, *answers: Answer) -> FakeDaemon:
         """Answer requests for `path` under /api/v1 (or an absolute probe path)."""
@@ -113,7 +119,7 @@ class FakeDaemon:
             clock=clock,
             idle_s=0.05,
         )
-        return CliRunner().invoke(app, list(arguments), obj=session, input=stdin)
+        return CliRunner().invoke(self.program, list(arguments), obj=session, input=stdin)
 
     def bodies(self) -> list[object]:
         """Documents of all requests that carried one."""

@@ -147,6 +147,56 @@ def training_pod(number: int) -> Raw:
     }
 
 
+def training_node(number: int) -> Raw:
+    """A node of eight GPUs with all that kubelet and feature discovery add: about 8 KiB of JSON."""
+    name = f"gpu-node-{number:04d}"
+    product = {"product": "NVIDIA-H100-80GB-HBM3", "count": "8", "memory": "81559"}
+    labels = {f"nvidia.com/gpu.{key}": value for key, value in product.items()}
+    labels |= {f"feature.node.kubernetes.io/cpu-cpuid.FEATURE{at}": "true" for at in range(60)}
+    labels |= {
+        "topology.kubernetes.io/zone": f"zone-{number // 1000}",
+        "topology.kubernetes.io/rack": f"rack-{number // 32}",
+    }
+    offer = {
+        "cpu": "190",
+        "memory": "2000Gi",
+        "pods": "110",
+        "ephemeral-storage": "1800Gi",
+        "nvidia.com/gpu": "8",
+        "rdma/hca": "8",
+    }
+    found = node(name, uid=f"5b0c2d1e-1111-4c8a-9e21-{number:012d}", labels=labels)
+    found["status"] = {
+        "capacity": offer,
+        "allocatable": dict(offer),
+        "conditions": [
+            {
+                "type": kind,
+                "status": "True" if kind == "Ready" else "False",
+                "lastHeartbeatTime": "2026-11-01T10:00:00Z",
+                "lastTransitionTime": "2026-10-01T10:00:00Z",
+                "reason": f"Kubelet{kind}",
+                "message": f"kubelet tells of {kind}",
+            }
+            for kind in ("MemoryPressure", "DiskPressure", "PIDPressure", "Ready")
+        ],
+        "addresses": [{"type": "InternalIP", "address": f"10.1.{number // 250}.{number % 250}"}],
+        "nodeInfo": {
+            "kubeletVersion": "v1.36.2",
+            "architecture": "amd64",
+            "machineID": f"{number:032x}",
+        },
+        "images": [
+            {
+                "names": [f"registry.example.org/team/image-{at}@sha256:{'3c' * 32}"],
+                "sizeBytes": 9**9,
+            }
+            for at in range(25)
+        ],
+    }
+    return found
+
+
 def _training_spec(number: int) -> Raw:
     mounts = [
         {"name": "dshm", "mountPath": "/dev/shm"},

@@ -145,6 +145,6 @@ def names_that_docs_must_mention() -> dict[str, tuple[str, ...]]:
     """Stable names by kind that have no generated table: people describe them."""
     return {
         "reason code": tuple(ReasonCode),
-        "failpoint": (*failpoints.NAMES, *failpoints.BIND_NAMES),
+        "failpoint": (*failpoints.NAMES, *failpoints.BIND_NAMES, *failpoints.PIN_NAMES),
         "state": tuple(JobState),
     }

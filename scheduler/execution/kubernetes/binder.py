@@ -18,8 +18,9 @@ from scheduler import failpoints
 from scheduler.errors import HaversackError, OverloadedError, UnreachableError
 from scheduler.execution.kubernetes.evict import Evictor, EvictOutcome
 from scheduler.execution.kubernetes.fence import Fence, is_stale
-from scheduler.execution.kubernetes.labels import EPOCH
-from scheduler.execution.kubernetes.pods import Phase, PodRef
+from scheduler.execution.kubernetes.labels import EPOCH, PATH
+from scheduler.execution.kubernetes.marks import pin_of
+from scheduler.execution.kubernetes.pods import Phase, PodRef, pod_of
 from scheduler.execution.kubernetes.server import (
     ApiServer,
     Document,
@@ -33,6 +34,8 @@ log = structlog.get_logger(__name__)
 _TRIES = 4
 _GAP_S = 0.1
 _UNDO_TRIES = 8
+_NO_IDENTITY = (EPOCH, PATH)
+"""Marks that may differ from one try to the next: another leader may repeat a binding."""
 _UNDO_REASON = "a member of its gang could not be bound, and a gang starts whole or not at all"
 
 
@@ -88,8 +91,8 @@ class Binding:
     """One pod's way to its node.
 
     Attributes:
-        annotations: merged into the pod: job, attempt, epoch, GPUs. All but the epoch must be
-            the same whenever the binding is repeated: by them it is known again.
+        annotations: merged into the pod: job, attempt, epoch, path, GPUs. All but epoch and path
+            must be the same whenever the binding is repeated: by them it is known again.
     """
 
     pod: PodRef
@@ -109,6 +112,10 @@ class BindResult:
     outcome: BindOutcome
     message: str = ""
     phase: str = ""
+
+
+Step = Callable[[Binding], Awaitable[BindResult]]
+"""Something that is done to one pod of a gang. It raises nothing, and repeating it is safe."""
 
 
 class GangOutcome(StrEnum):
@@ -178,12 +185,16 @@ class Binder:
 
         Repeating it is safe, also by another leader with a higher epoch.
         """
+        return await self.persist(binding, self._try)
+
+    async def persist(self, binding: Binding, step: Step) -> BindResult:
+        """Take a step with one pod until it is known what came of it, or some tries have failed."""
         result = BindResult(binding, BindOutcome.NOT_DONE)
         in_doubt = False
         for attempt in range(_TRIES):
             if attempt:
                 await self._sleep(_GAP_S * 2.0 ** (attempt - 1))
-            result = await self._try(binding)
+            result = await step(binding)
             in_doubt = in_doubt or result.outcome is BindOutcome.UNKNOWN
             if result.outcome not in (BindOutcome.NOT_DONE, BindOutcome.UNKNOWN):
                 return result
@@ -196,7 +207,14 @@ class Binder:
         Repeating a half-done call completes it. As soon as one member is lost, no further one is
         tried, and those bound are deleted, unless they ran before this call.
         """
-        members = await self._bind_all(bindings)
+        return await self.together(bindings, self.bind)
+
+    async def together(self, bindings: Sequence[Binding], step: Step) -> GangResult:
+        """Take a step with all members, or undo what was done of the gang.
+
+        As soon as one member is lost the step is not begun with further ones.
+        """
+        members = await self._all(bindings, step)
         outcomes = {member.outcome for member in members}
         if BindOutcome.REFUSED_STALE in outcomes:
             return GangResult(GangOutcome.STALE, members)
@@ -213,7 +231,7 @@ class Binder:
             tuple(BindResult(binding, BindOutcome.NOT_DONE, why) for binding in bindings)
         )
 
-    async def _bind_all(self, bindings: Sequence[Binding]) -> tuple[BindResult, ...]:
+    async def _all(self, bindings: Sequence[Binding], step: Step) -> tuple[BindResult, ...]:
         slots = asyncio.Semaphore(self._in_flight)
         lost = asyncio.Event()
 
@@ -223,7 +241,7 @@ class Binder:
                     return BindResult(
                         binding, BindOutcome.NOT_DONE, "not tried: another member is lost"
                     )
-                result = await self.bind(binding)
+                result = await step(binding)
                 if result.outcome in _LOST or result.outcome is BindOutcome.REFUSED_STALE:
                     lost.set()
                 return result
@@ -238,7 +256,7 @@ class Binder:
         try:
             await self._server.post(path, _body(binding), lane=Lane.BIND)
         except RejectedError as error:
-            return await self._refused(binding, error)
+            return await self.refused(binding, error)
         except OutcomeUnknownError as error:
             return await self._look(binding, BindOutcome.UNKNOWN, str(error))
         except (UnreachableError, OverloadedError) as error:
@@ -246,7 +264,8 @@ class Binder:
         failpoints.hit("bind-after-send")
         return BindResult(binding, BindOutcome.BOUND)
 
-    async def _refused(self, binding: Binding, error: RejectedError) -> BindResult:
+    async def refused(self, binding: Binding, error: RejectedError) -> BindResult:
+        """What a refusal says of the pod; after a conflict it is read."""
         if error.missing:
             return BindResult(binding, BindOutcome.GONE, error.message)
         if error.conflict:
@@ -279,7 +298,7 @@ class Binder:
             why: what made us look.
         """
         try:
-            raw = await self._read(binding.pod)
+            raw = await self.read(binding.pod)
         except HaversackError as error:
             # Only a pod that we have read proves that nothing happened.
             return BindResult(binding, BindOutcome.UNKNOWN, f"{why}; then: {error}")
@@ -287,7 +306,7 @@ class Binder:
             return BindResult(binding, BindOutcome.GONE, why)
         phase = str((raw.get("status") or {}).get("phase") or "")
         spec = raw.get("spec") or {}
-        if _is_ours(raw, binding):
+        if is_held(raw, binding):
             return BindResult(binding, BindOutcome.ALREADY_OURS, phase=phase)
         if spec.get("nodeName"):
             where = f"it is on {spec['nodeName']} and was not bound by this attempt"
@@ -299,8 +318,8 @@ class Binder:
             return BindResult(binding, BindOutcome.GATED, f"it waits for {gates}", phase)
         return BindResult(binding, otherwise, why, phase)
 
-    async def _read(self, pod: PodRef) -> Document | None:
-        """The pod, or None if it, this very one, is gone."""
+    async def read(self, pod: PodRef) -> Document | None:
+        """The pod, or None if it, this very one, is gone. Raises what requests raise."""
         try:
             raw = await self._server.get(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}")
         except RejectedError as error:
@@ -356,12 +375,12 @@ class Binder:
         leader that pauses in between and is succeeded meets the pod as the new leader left it,
         and its late deletion fails if that one has written to the pod.
         """
-        raw = await self._read(binding.pod)
-        if raw is None or not _is_ours(raw, binding):
+        raw = await self.read(binding.pod)
+        if raw is None or not is_held(raw, binding):
             return _Undone.NOTHING
         if not bound_now and (raw.get("status") or {}).get("phase") != Phase.PENDING:
             return _Undone.KEPT
-        if not await self._lead(binding):
+        if not await self.leads(int(binding.annotations.get(EPOCH) or 0)):
             return _Undone.STALE
         version = str(raw["metadata"]["resourceVersion"])
         version = await self._evictor.mark(binding.pod, _UNDO_REASON, version=version)
@@ -372,10 +391,9 @@ class Binder:
             return _Undone.DELETED
         return None
 
-    async def _lead(self, binding: Binding) -> bool:
-        if self._fence is None:
-            return True
-        return await self._fence.read_epoch() <= int(binding.annotations.get(EPOCH) or 0)
+    async def leads(self, epoch: int) -> bool:
+        """Whether the cluster knows of no later leader. Raises what requests raise."""
+        return self._fence is None or await self._fence.read_epoch() <= epoch
 
 
 def _body(binding: Binding) -> Document:
@@ -392,11 +410,14 @@ def _body(binding: Binding) -> Document:
     }
 
 
-def _is_ours(raw: Document, binding: Binding) -> bool:
-    """Whether the pod is where the binding puts it, with the marks that it carries."""
-    if (raw.get("spec") or {}).get("nodeName") != binding.node:
+def is_held(raw: Document, binding: Binding) -> bool:
+    """Whether the pod is where the binding puts it, bound or pinned, with the marks it carries."""
+    pod = pod_of(raw)
+    if (pod.node_name or pin_of(pod)) != binding.node:
         return False
     marks = raw["metadata"].get("annotations") or {}
     return all(
-        marks.get(name) == value for name, value in binding.annotations.items() if name != EPOCH
+        marks.get(name) == value
+        for name, value in binding.annotations.items()
+        if name not in _NO_IDENTITY
     )

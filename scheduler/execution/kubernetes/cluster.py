@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.execution.kubernetes import labels
+from scheduler.execution.kubernetes.marks import attempt_of, is_ours, is_released, seat_of
 from scheduler.execution.kubernetes.members import membership
 from scheduler.execution.kubernetes.nodes import KubeNode, external_of, model_node
 from scheduler.execution.kubernetes.pods import Pod
+from scheduler.execution.kubernetes.raw import count_in
 from scheduler.model.node import Node
 from scheduler.model.quantity import AttemptId
 
 Told = Callable[[], None]
-
-
-def attempt_of(pod: Pod) -> AttemptId | None:
-    """The attempt that a pod was bound for.
-
-    The marks come with the node, in one write. Those of a pod without a node, or with another uid
-    than they were written for, were copied from another pod.
-    """
-    if not pod.node_name or pod.annotation(labels.MARKED) != pod.ref.uid:
-        return None
-    return AttemptId(pod.annotation(labels.ATTEMPT)) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +41,17 @@ class Members:
     """The pods of an attempt, as they are shown now.
 
     Attributes:
-        bound: those that were bound for it, in the order in which they were first seen.
-        unbound: those that wait still, or are not yet seen to be bound.
+        bound: those that were bound for it, or pinned and left to kube-scheduler, in the order in
+            which they were first seen.
+        unbound: those that wait still, or are not yet seen to be bound or released.
         total: how many it has, those that are gone included; 0 if that is not known.
+        lost: one was deleted before it was bound, and its name is taken: never to be whole.
     """
 
     bound: tuple[Pod, ...]
     unbound: tuple[Pod, ...] = ()
     total: int = 0
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +60,19 @@ class _Held:
 
     Attributes:
         members: `str(pod.ref)` of its pods; empty if they are not known.
+        namespace: where they are then; "" stands for any.
         nodes: where pods of it were seen.
     """
 
     members: dict[str, None]
+    namespace: str = ""
     nodes: set[str] = field(default_factory=set)
 
     def has(self, key: str) -> bool:
         """Whether the pod may be one of it."""
-        return not self.members or key in self.members
+        if self.members:
+            return key in self.members
+        return not self.namespace or key.startswith(f"{self.namespace}/")
 
 
 @dataclass(slots=True)
@@ -83,9 +81,11 @@ class Cluster:
 
     Attributes:
         told: called, from any thread, when there is something to take in.
+        job_namespace: where pods that name their attempt from the start are of our own making.
     """
 
     told: Told
+    job_namespace: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _nodes: dict[str, KubeNode] = field(default_factory=dict)
     _pods: dict[str, Pod] = field(default_factory=dict)
@@ -97,6 +97,9 @@ class Cluster:
     _group_of: dict[str, str] = field(default_factory=dict)
     _repelling: dict[str, None] = field(default_factory=dict)
     _waiting: dict[str, None] = field(default_factory=dict)
+    _pinned: dict[str, None] = field(default_factory=dict)
+    _own: defaultdict[AttemptId, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
+    _own_changed: dict[AttemptId, None] = field(default_factory=dict)
     _held: dict[AttemptId, _Held] = field(default_factory=dict)
     _changed_nodes: set[str] = field(default_factory=set)
     _lost: dict[str, None] = field(default_factory=dict)
@@ -115,9 +118,9 @@ class Cluster:
         """
         with self._lock:
             if attempt_id not in self._held:
-                self._held[attempt_id] = _Held(dict.fromkeys(members))
+                self._held[attempt_id] = _Held(dict.fromkeys(members), self.job_namespace)
                 for key in self._of_attempt.get(attempt_id, ()):
-                    self._touch(self._pods[key].node_name)
+                    self._touch(seat_of(self._pods[key]))
 
     def release(self, attempt_id: AttemptId) -> None:
         """The store holds nothing for it: pods of it that are still there are strangers'."""
@@ -138,8 +141,12 @@ class Cluster:
         """Its pods that are there. O(pods of it)."""
         with self._lock:
             held = self._held.get(attempt_id, _STRAY)
-            keys = self._of_attempt.get(attempt_id, {})
-            waiting = (self._pods.get(key) for key in held.members if key not in keys)
+            marked = self._of_attempt.get(attempt_id, {})
+            if attempt_id in self._own:
+                return _own_members([self._pods[key] for key in self._own[attempt_id]], marked)
+            keys = {key: None for key in marked if is_released(self._pods[key])}
+            others = dict.fromkeys((*(key for key in marked if held.has(key)), *held.members))
+            waiting = (self._pods.get(key) for key in others if key not in keys)
             return Members(
                 bound=tuple(self._pods[key] for key in keys if held.has(key)),
                 unbound=tuple(pod for pod in waiting if pod is not None and pod.waiting),
@@ -151,6 +158,37 @@ class Cluster:
         with self._lock:
             return tuple(self._of_attempt)
 
+    # --- Pods of our own making ------------------------------------------------------------------
+
+    def own(self, attempt_id: AttemptId) -> tuple[Pod, ...]:
+        """The pods that we made for this attempt, with or without a node."""
+        with self._lock:
+            return tuple(self._pods[key] for key in self._own.get(attempt_id, ()))
+
+    def own_attempts(self) -> tuple[AttemptId, ...]:
+        """Attempts with pods that we made."""
+        with self._lock:
+            return tuple(self._own)
+
+    def take_own_changed(self) -> tuple[AttemptId, ...]:
+        """Of those, the ones with news since the last call."""
+        with self._lock:
+            changed = tuple(self._own_changed)
+            self._own_changed.clear()
+            return changed
+
+    def gpu_resource(self, node: str) -> str | None:
+        """The resource that the node's GPUs are, "" if it has none; None if there is no node."""
+        with self._lock:
+            found = self._nodes.get(node)
+            return None if found is None else found.gpu_resource
+
+    def _own_attempt(self, pod: Pod) -> AttemptId | None:
+        """The attempt that we made the pod for; None for pods of others."""
+        if not self.job_namespace or pod.ref.namespace != self.job_namespace:
+            return None
+        return AttemptId(pod.label(labels.ATTEMPT)) or None
+
     # --- What waits ------------------------------------------------------------------------------
 
     def pod(self, key: str) -> Pod | None:
@@ -159,9 +197,14 @@ class Cluster:
             return self._pods.get(key)
 
     def waiting(self) -> tuple[Pod, ...]:
-        """Pods that name us as their scheduler and are neither bound nor at an end."""
+        """Pods whose place is ours to choose and that have none yet."""
         with self._lock:
             return tuple(self._pods[key] for key in self._waiting)
+
+    def pinned(self) -> tuple[Pod, ...]:
+        """Pods that were pinned and released, and that kube-scheduler has not bound yet."""
+        with self._lock:
+            return tuple(self._pods[key] for key in self._pinned)
 
     def take_pods_changed(self) -> bool:
         """Whether a pod that we schedule came, changed or went since the last call."""
@@ -280,39 +323,50 @@ class Cluster:
         self.told()
 
     def _link(self, key: str, pod: Pod) -> None:
-        if pod.takes_room:
-            self._on_node[pod.node_name].add(key)
+        seat = seat_of(pod)
+        if seat:
+            self._on_node[seat].add(key)
         attempt_id = attempt_of(pod)
         if attempt_id is not None:
             self._of_attempt[attempt_id][key] = None
-        if pod.takes_room and pod.constraints.repulsions:
+        if seat and pod.constraints.repulsions:
             self._repelling[key] = None
-        if pod.scheduler_name != labels.SCHEDULER_NAME:
+        own = self._own_attempt(pod)
+        if own is not None:
+            self._own[own][key] = None
+            return
+        if not is_ours(pod):
             return
         group = self._group_of[key] = membership(pod).group
         self._of_group[group][key] = None
         if pod.waiting:
             self._waiting[key] = None
+        elif seat and not pod.node_name:
+            self._pinned[key] = None
 
     def _unlink(self, key: str, pod: Pod | None) -> None:
         if pod is None:
             return
-        self._waiting.pop(key, None)
-        self._repelling.pop(key, None)
+        for kind in (self._waiting, self._pinned, self._repelling):
+            kind.pop(key, None)
         group = self._group_of.pop(key, None)
         if group is not None:
             self._of_group[group].pop(key, None)
             if not self._of_group[group]:
                 del self._of_group[group]
-        if pod.takes_room:
-            self._on_node[pod.node_name].discard(key)
-            if not self._on_node[pod.node_name]:
-                del self._on_node[pod.node_name]
-        attempt_id = attempt_of(pod)
-        if attempt_id is not None:
-            self._of_attempt[attempt_id].pop(key, None)
-            if not self._of_attempt[attempt_id]:
-                del self._of_attempt[attempt_id]
+        seat = seat_of(pod)
+        if seat:
+            self._on_node[seat].discard(key)
+            if not self._on_node[seat]:
+                del self._on_node[seat]
+        for attempt_id, pods in (
+            (attempt_of(pod), self._of_attempt),
+            (self._own_attempt(pod), self._own),
+        ):
+            if attempt_id is not None:
+                pods[attempt_id].pop(key, None)
+                if not pods[attempt_id]:
+                    del pods[attempt_id]
 
     def _news(
         self, key: str, before: Pod | None, after: Pod | None
@@ -322,15 +376,19 @@ class Cluster:
         for pod in (before, after):
             if pod is None:
                 continue
-            attempt_id = attempt_of(pod)
+            own = self._own_attempt(pod)
+            attempt_id = attempt_of(pod) or own
             if attempt_id is not None and attempt_id in self._watchers:
                 watchers[attempt_id] = self._watchers[attempt_id]
             held = self._holder(key, pod)
+            node = pod.node_name or seat_of(pod)
             if held is None:
-                self._touch(pod.node_name)
-            else:
-                held.nodes.add(pod.node_name)
-            if pod.scheduler_name == labels.SCHEDULER_NAME:
+                self._touch(node)
+            elif node:
+                held.nodes.add(node)
+            if own is not None:
+                self._own_changed[own] = None
+            elif is_ours(pod):
                 self._pods_changed = True
                 if not self._is_available(key):
                     self._lost[key] = None
@@ -345,10 +403,22 @@ class Cluster:
         pod = self._pods.get(key)
         if pod is None or pod.deleting or pod.phase.terminal:
             return False
-        return not pod.node_name or self._holder(key, pod) is not None
+        return (pod.waiting and is_ours(pod)) or self._holder(key, pod) is not None
 
 
 _STRAY = _Held({})
+
+
+def _own_members(pods: Sequence[Pod], marked: Collection[str]) -> Members:
+    """The pods that we made for an attempt."""
+    bound = tuple(pod for pod in pods if str(pod.ref) in marked)
+    others = [pod for pod in pods if str(pod.ref) not in marked]
+    return Members(
+        bound=bound,
+        unbound=tuple(pod for pod in others if not pod.over),
+        total=max(count_in(pod.annotation(labels.TASKS)) or 1 for pod in pods),
+        lost=any(pod.over for pod in others),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,9 @@ UNSCHEDULABLE: Final = "Unschedulable"
 SCHEDULER_ERROR: Final = "SchedulerError"
 """The fault is ours or the cluster's, not the pod's."""
 
+SCHEDULING_GATED: Final = "SchedulingGated"
+"""A gate holds the pod; kube-scheduler's word is still to come."""
+
 _MESSAGE_MAX = 4096
 _REMEMBERED_MAX = 50_000
 
@@ -53,9 +56,9 @@ async def set_condition(
     return str(changed["metadata"]["resourceVersion"])
 
 
-def says(seen: Scheduled | None, message: str) -> bool:
+def says(seen: Scheduled | None, message: str, reason: str = UNSCHEDULABLE) -> bool:
     """Whether a pod's PodScheduled condition says this already."""
-    return seen == Scheduled("False", UNSCHEDULABLE, message[:_MESSAGE_MAX])
+    return seen == Scheduled("False", reason, message[:_MESSAGE_MAX])
 
 
 class Conditions:
@@ -86,7 +89,7 @@ class Conditions:
             pod: which one.
             message: for people; cut at 4,096 characters.
             seen: the condition it has, as far as is known.
-            reason: UNSCHEDULABLE or SCHEDULER_ERROR.
+            reason: UNSCHEDULABLE, SCHEDULER_ERROR or SCHEDULING_GATED.
             version: only if the pod's resource version is still this one: nobody who was bound
                 meanwhile is said to wait.
 

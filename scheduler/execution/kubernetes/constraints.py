@@ -8,7 +8,6 @@ InterPodAffinity, PodTopologySpread, VolumeRestrictions and DynamicResources.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +26,7 @@ from scheduler.model.site import (
     Term,
     Toleration,
     TolerationOperator,
+    whole_number,
 )
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -41,7 +41,6 @@ _DISKS = frozenset(
 )
 """Volumes that kube-scheduler lets only some pods of a node share."""
 _TOLERATION_OPERATORS = frozenset({"", *TolerationOperator})
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -142,18 +141,26 @@ def _selector(spec: Json, gpu_resource: str) -> tuple[tuple[str, str], ...]:
 
 
 def _terms(required: object, problems: list[str]) -> tuple[Term, ...] | None:
-    """None without a demand. Terms that cannot be read are met by no node, as upstream."""
+    """None without a demand. A term that cannot be read is met by no node, as upstream.
+
+    That is a fault of the pod only where it leaves no other term.
+    """
     if not isinstance(required, dict):
         return None
     path = f"spec.affinity.nodeAffinity.{_REQUIRED}.nodeSelectorTerms"
-    found = [
-        Term(
-            tuple(_requirements(term, "matchExpressions", f"{path}[{at}]", problems)),
-            tuple(_requirements(term, "matchFields", f"{path}[{at}]", problems)),
+    found: set[Term] = set()
+    faults: list[list[str]] = []
+    for at, term in mappings(required.get("nodeSelectorTerms")):
+        wrong: list[str] = []
+        labelled, named = (
+            tuple(_requirements(term, kind, f"{path}[{at}]", wrong))
+            for kind in ("matchExpressions", "matchFields")
         )
-        for at, term in mappings(required.get("nodeSelectorTerms"))
-    ]
-    return tuple(sorted(set(found)))
+        found.add(Term(labelled, named))
+        faults.append(wrong)
+    if all(faults):
+        problems += (fault for wrong in faults for fault in wrong)
+    return tuple(sorted(found))
 
 
 def _requirements(term: Json, kind: str, path: str, problems: list[str]) -> Iterator[Requirement]:
@@ -178,7 +185,7 @@ def requirement_of(written: Json) -> Requirement | None:
         case Operator.EXISTS | Operator.DOES_NOT_EXIST:
             valid = not values
         case Operator.GREATER | Operator.LESS:
-            valid = len(values) == 1 and _WHOLE_NUMBER.fullmatch(values[0]) is not None
+            valid = len(values) == 1 and whole_number(values[0]) is not None
     return Requirement(key, operator, tuple(sorted(set(values)))) if valid and key else None
 
 

@@ -66,6 +66,10 @@ class Events:
         note = f"Successfully assigned {pod.namespace}/{pod.name} to {node}"
         await self._tell(pod, "Scheduled", "Binding", note)
 
+    async def pinned(self, pod: PodRef, node: str, path: str) -> None:
+        """The pod's node is chosen; whether it gets it is for kube-scheduler to say."""
+        await self._tell(pod, "Pinned", "Pinning", f"Pinned to {node} ({path})")
+
     async def preempted(self, pod: PodRef, why: str, *, by: PodRef | None = None) -> None:
         """The pod had to make room, for `by` if that is one pod."""
         await self._tell(pod, "Preempted", "Preempting", why, related=by)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scheduler.clock import Clock
@@ -16,22 +17,26 @@ from scheduler.errors import FencedError, HaversackError, UnreachableError
 from scheduler.execution.kubernetes import labels
 from scheduler.execution.kubernetes.binder import Binder, Binding, GangOutcome, GangResult
 from scheduler.execution.kubernetes.cluster import Cluster, Members
+from scheduler.execution.kubernetes.endings import end_of
 from scheduler.execution.kubernetes.evict import Evictor, EvictOutcome
+from scheduler.execution.kubernetes.launching import Launching
+from scheduler.execution.kubernetes.marks import attempt_of
+from scheduler.execution.kubernetes.pinning import Pinner
 from scheduler.execution.kubernetes.pods import Phase as PodPhase
 from scheduler.execution.kubernetes.pods import Pod, PodRef
 from scheduler.execution.kubernetes.raw import count_in
+from scheduler.execution.kubernetes.unmodelled import Path, path_of
 from scheduler.model.execution import (
     AttemptObservation,
     LaunchOrder,
     LaunchTask,
     Outcome,
     Phase,
-    RankExit,
     Receipt,
     StopOrder,
 )
 from scheduler.model.lifecycle import EndCause
-from scheduler.model.quantity import AttemptId, UtcSeconds
+from scheduler.model.quantity import AttemptId
 
 
 class KubernetesExecutor:
@@ -43,7 +48,9 @@ class KubernetesExecutor:
     Args:
         cluster: what the API server shows.
         binder: binds.
+        pinner: pins those that kube-scheduler binds.
         evictor: deletes.
+        launching: makes pods of jobs that bring none.
         clock: for the instants of observations.
         synced: whether the picture is whole.
     """
@@ -52,18 +59,23 @@ class KubernetesExecutor:
         self,
         cluster: Cluster,
         binder: Binder,
+        pinner: Pinner,
         evictor: Evictor,
+        launching: Launching,
         clock: Clock,
         *,
         synced: Callable[[], bool],
     ) -> None:
         self._cluster = cluster
         self._binder = binder
+        self._pinner = pinner
         self._evictor = evictor
+        self._launching = launching
         self._clock = clock
         self._synced = synced
         self._stopped: dict[AttemptId, EndCause] = {}
         self._whole: dict[AttemptId, int] = {}
+        self._given_up: dict[AttemptId, str] = {}
         self._unsettled: set[AttemptId] = set()
         self._closed = False
 
@@ -81,7 +93,9 @@ class KubernetesExecutor:
             self._whole[attempt_id] = max(1, len(keys))
 
     async def launch(self, order: LaunchOrder) -> Receipt:
-        """Bind the gang's pods, all or none. Repeating it completes what was begun.
+        """Bind the gang's pods, all or none; make them before, if nobody else has.
+
+        Repeating it completes what was begun.
 
         If the attempt was told to stop meanwhile, what is bound of it is deleted instead.
 
@@ -92,13 +106,46 @@ class KubernetesExecutor:
         self._refuse_when_closed()
         if all(task.member for task in order.tasks):
             return await self._bind(order)
-        return Receipt(Outcome.REFUSED, "jobs without pods of their own cannot be launched yet")
+        return await self._make_and_bind(order)
+
+    async def _make_and_bind(self, order: LaunchOrder) -> Receipt:
+        """Launch a job of our own. If it is refused, no pod of it is left that could be bound."""
+        attempt_id = order.attempt_id
+        self._cluster.expect(attempt_id)
+        self._unsettled.add(attempt_id)  # first this, as in `_bind`
+        if attempt_id in self._stopped:
+            receipt = await self._do_not_make(attempt_id)
+        else:
+            made = await self._launching.make(order)
+            receipt = Receipt(made.outcome, made.message)
+            if made.tasks:
+                receipt = await self._bind(replace(order, tasks=made.tasks))
+        if receipt.outcome is Outcome.REFUSED:
+            trouble = await self._launching.unmake(attempt_id)
+            if trouble:
+                self._unsettled.add(attempt_id)
+                return Receipt(Outcome.UNKNOWN, f"{receipt.message}; {trouble}")
+            self._cluster.release(attempt_id)
+        if receipt.outcome is not Outcome.UNKNOWN:
+            self._unsettled.discard(attempt_id)
+        return receipt
+
+    async def _do_not_make(self, attempt_id: AttemptId) -> Receipt:
+        """What an earlier try has left of an attempt that was told to stop meanwhile."""
+        try:
+            left = await self._launching.find(attempt_id)
+        except HaversackError as error:
+            return Receipt(Outcome.UNKNOWN, str(error))
+        why = "its attempt was told to stop"
+        if any(pod.takes_room for pod in left):
+            return Receipt(Outcome.DONE, why)  # what runs is seen to its end
+        return Receipt(Outcome.REFUSED, why)
 
     async def _bind(self, order: LaunchOrder) -> Receipt:
         """Launch a gang of pods that somebody else made."""
         attempt_id = order.attempt_id
         try:
-            bindings = [_binding(order, task) for task in order.tasks]
+            bindings = [self._binding(order, task) for task in order.tasks]
         except ValueError as error:
             return Receipt(Outcome.REFUSED, str(error))
         self._cluster.expect(attempt_id, (task.member for task in order.tasks))
@@ -106,6 +153,8 @@ class KubernetesExecutor:
         self._unsettled.add(attempt_id)
         if attempt_id in self._stopped:
             result = await self._binder.undo_gang(bindings)
+        elif any(self._is_left_to_kube_scheduler(task) for task in order.tasks):
+            result = await self._pinner.pin_gang(bindings)
         else:
             result = await self._binder.bind_gang(bindings)
         receipt = self._launched(order, result)
@@ -113,12 +162,21 @@ class KubernetesExecutor:
             self._unsettled.discard(attempt_id)
         return receipt
 
+    def _is_left_to_kube_scheduler(self, task: LaunchTask) -> bool:
+        pod = self._cluster.pod(task.member)
+        return pod is not None and pod.scheduler_name == labels.KUBE_SCHEDULER_NAME
+
+    def _binding(self, order: LaunchOrder, task: LaunchTask) -> Binding:
+        """One pod's way to its node. Raises ValueError when the task's member is no pod."""
+        pod = self._cluster.pod(task.member)
+        return _binding(order, task, Path.DIRECT.value if pod is None else path_of(pod))
+
     def _launched(self, order: LaunchOrder, result: GangResult) -> Receipt:
         attempt_id = order.attempt_id
         match result.outcome:
             case GangOutcome.WHOLE:
                 self._whole[attempt_id] = len(result.members)
-                return Receipt(Outcome.DONE)
+                return Receipt(Outcome.DONE, result.members[0].binding.annotations[labels.PATH])
             case GangOutcome.LOST:
                 if result.kept:
                     return Receipt(Outcome.DONE, result.message)  # what runs is seen to its end
@@ -139,10 +197,10 @@ class KubernetesExecutor:
         self._stopped[order.attempt_id] = order.cause
         if not self._synced():
             return Receipt(Outcome.UNKNOWN, "the cluster has not been read yet")
-        found = self._cluster.members(order.attempt_id)
-        left = [pod for pod in found.bound if not pod.phase.terminal]
-        if order.attempt_id in self._whole:
-            left += found.unbound  # we have bound them; that is not seen yet
+        try:
+            left = await self._left(order.attempt_id)
+        except HaversackError as error:
+            return Receipt(Outcome.UNKNOWN, str(error))
         troubles = await self._delete_all(left, order)
         if order.attempt_id in self._unsettled:
             # The launch is asked for until it is settled, and undoes what it finds bound.
@@ -150,6 +208,17 @@ class KubernetesExecutor:
         if troubles:
             return Receipt(Outcome.UNKNOWN, "; ".join(troubles))
         return Receipt(Outcome.DONE)
+
+    async def _left(self, attempt_id: AttemptId) -> list[Pod]:
+        """Its pods that may still do something. Raises what requests raise."""
+        if self._launching.knows(attempt_id):
+            # Some may be made, and not shown yet.
+            return [pod for pod in await self._launching.find(attempt_id) if not pod.over]
+        found = self._cluster.members(attempt_id)
+        left = [pod for pod in found.bound if not pod.over]
+        if attempt_id in self._whole:
+            return [*left, *found.unbound]  # we have bound them; that is not seen yet
+        return left + [pod for pod in found.unbound if attempt_of(pod) == attempt_id]
 
     async def _delete_all(self, pods: Sequence[Pod], order: StopOrder) -> list[str]:
         """Delete pods; what went wrong."""
@@ -193,7 +262,7 @@ class KubernetesExecutor:
         if attempt_id in self._unsettled:
             return self._seen(attempt_id, Phase.UNCLAIMED, "its launch is not settled")
         unseen = found.unbound if whole else ()
-        if unseen or any(not pod.phase.terminal for pod in bound):
+        if unseen or any(not pod.over for pod in bound):
             if not whole and not stopped:
                 missing = wanted - len(bound)
                 return self._seen(attempt_id, Phase.UNCLAIMED, f"{missing} pods are not bound")
@@ -203,10 +272,14 @@ class KubernetesExecutor:
     def _none_left(self, attempt_id: AttemptId, found: Members, wanted: int) -> AttemptObservation:
         """Nothing of it does anything now."""
         whole, stopped = attempt_id in self._whole, attempt_id in self._stopped
-        if found.bound and len(found.bound) >= wanted:
-            return self._over(attempt_id, found.bound)
-        if whole or (found.bound and (stopped or not found.unbound)):
-            return self._seen(attempt_id, Phase.VANISHED, "some of its pods were deleted")
+        if found.lost and not found.bound:
+            return self._seen(attempt_id, Phase.ABSENT, "its pods were deleted before they ran")
+        ended = [pod for pod in found.bound if pod.phase.terminal]
+        if ended and len(ended) >= wanted:
+            return self._over(attempt_id, ended)
+        if whole or found.lost or (found.bound and (stopped or not found.unbound)):
+            why = self._given_up.get(attempt_id, "some of its pods were deleted")
+            return self._seen(attempt_id, Phase.VANISHED, why)
         if stopped:
             return self._seen(attempt_id, Phase.ABSENT, "it was stopped before it was bound")
         missing = wanted - len(found.bound)
@@ -226,22 +299,16 @@ class KubernetesExecutor:
 
     def _over(self, attempt_id: AttemptId, pods: Sequence[Pod]) -> AttemptObservation:
         """Every pod has ended and says how."""
-        ranks = sorted(pods, key=lambda pod: (_rank(pod), str(pod.ref)))
-        exits = tuple(RankExit(rank, *_exit(pod)) for rank, pod in enumerate(ranks))
-        failed = [rank for rank, pod in enumerate(ranks) if pod.phase is not PodPhase.SUCCEEDED]
-        first = min(failed, key=lambda rank: _ended_at(ranks[rank]), default=None)
-        cause = self._stopped.get(attempt_id)
-        if cause is None:
-            cause = EndCause.COMPLETED if first is None else _cause(ranks[first])
+        end = end_of(pods)
         return self._seen(
             attempt_id,
             Phase.EXITED,
-            "" if first is None else _why(ranks[first]),
-            cause=cause,
-            first_failure=None if first is None else exits[first],
+            end.message,
+            cause=self._stopped.get(attempt_id, end.cause),
+            first_failure=end.first_failure,
             started_at=max(pod.started_at for pod in pods),
-            ended_at=max(_ended_at(pod) for pod in pods) or self._clock.now(),
-            ranks=exits,
+            ended_at=end.at or self._clock.now(),
+            ranks=end.ranks,
         )
 
     def _seen(
@@ -263,15 +330,22 @@ class KubernetesExecutor:
 
     async def known(self) -> Sequence[AttemptId]:
         """Every attempt that some pod names, or that was told to stop."""
-        return tuple(dict.fromkeys((*self._cluster.attempts(), *self._stopped)))
+        own = self._cluster.own_attempts()
+        return tuple(dict.fromkeys((*self._cluster.attempts(), *own, *self._stopped)))
 
     async def forget(self, attempt_ids: Sequence[AttemptId]) -> None:
         """Their end is stored."""
+        await self._launching.let_go(attempt_ids)
         for attempt_id in attempt_ids:
             self._stopped.pop(attempt_id, None)
             self._whole.pop(attempt_id, None)
+            self._given_up.pop(attempt_id, None)
             self._unsettled.discard(attempt_id)
             self._cluster.release(attempt_id)
+
+    def give_up(self, attempt_id: AttemptId, why: str) -> None:
+        """Its pods are about to be deleted, for this reason."""
+        self._given_up[attempt_id] = why
 
     def close(self) -> None:
         """Begin nothing more. Whoever waits for an answer is to be cancelled before."""
@@ -282,7 +356,7 @@ class KubernetesExecutor:
             raise UnreachableError("the daemon is shutting down")
 
 
-def _binding(order: LaunchOrder, task: LaunchTask) -> Binding:
+def _binding(order: LaunchOrder, task: LaunchTask, path: str) -> Binding:
     """One pod's way to its node, with the marks by which it is known again."""
     pod = PodRef.parse(task.member)
     marks = {
@@ -292,47 +366,13 @@ def _binding(order: LaunchOrder, task: LaunchTask) -> Binding:
         labels.EPOCH: str(order.epoch),
         labels.TASKS: str(len(order.tasks)),
         labels.RANK: str(task.task_index),
+        labels.PATH: path,
     }
     if task.gpu_ids:
         marks[labels.GPUS] = ",".join(task.gpu_ids)
     return Binding(pod, task.node_name, marks)
 
 
-def _ended_at(pod: Pod) -> UtcSeconds:
-    return pod.ending.finished_at if pod.ending is not None else UtcSeconds(0.0)
-
-
 def _tasks(pod: Pod) -> int:
     """How many pods its attempt has; 1 where that is not told."""
     return count_in(pod.annotation(labels.TASKS)) or 1
-
-
-def _rank(pod: Pod) -> int:
-    """Which of them it is; 0 where that is not told."""
-    return count_in(pod.annotation(labels.RANK)) or 0
-
-
-def _exit(pod: Pod) -> tuple[int | None, int | None]:
-    """Exit code and signal of a pod that has ended, of its first failure if it had one."""
-    exits = pod.ending.exits if pod.ending is not None else ()
-    if not exits:
-        return (0 if pod.phase is PodPhase.SUCCEEDED else None), None
-    worst = next((each for each in exits if each.code), exits[-1])
-    return worst.code, worst.signal or None
-
-
-def _cause(pod: Pod) -> EndCause:
-    """Why a failed pod ended: the node's or the cluster's doing, or the program's own."""
-    ran = pod.ending is not None and bool(pod.ending.exits)
-    return EndCause.INFRASTRUCTURE if pod.disruption or not ran else EndCause.USER
-
-
-def _why(pod: Pod) -> str:
-    ending = pod.ending
-    if ending is None:
-        return f"pod {pod.ref.name} failed"
-    told = ending.message or ending.reason
-    bad = next((each for each in ending.exits if each.code), None)
-    if bad is not None:
-        told = told or f"container {bad.container} ended with {bad.code} ({bad.reason or 'Error'})"
-    return f"pod {pod.ref.name}: {told or 'failed'}"

@@ -2,7 +2,8 @@
 
 The store's lease row says who leads. Before its first bind a leader publishes its epoch in a
 Kubernetes Lease (as `leaseTransitions`), and a ValidatingAdmissionPolicy refuses every binding of
-ours that does not carry exactly that epoch. The Lease is never renewed: it is a token, not a
+ours, and every change of ours to a pod that our gate holds (pinning it, or taking the gate away),
+that does not carry exactly that epoch. The Lease is never renewed: it is a token, not a
 clock. Order of a take-over: `ensure`, `next_epoch`, commit it to the store, `publish`, `prove`.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from scheduler.errors import FencedError
-from scheduler.execution.kubernetes.labels import EPOCH
+from scheduler.execution.kubernetes.labels import EPOCH, PLACEMENT_GATE
 from scheduler.execution.kubernetes.server import ApiServer, Document, Lane, RejectedError
 
 DEFAULT_NAMESPACE: Final = "haversack-system"
@@ -52,13 +53,14 @@ def lease_manifest(epoch: int, holder: str, namespace: str = DEFAULT_NAMESPACE) 
 
 
 def policy_manifest(user: str, namespace: str = DEFAULT_NAMESPACE) -> Document:
-    """The policy: a binding by `user` carries the Lease's epoch, or it is refused (422).
+    """The policy: bindings and pins by `user` carry the Lease's epoch, or are refused (422).
 
     Args:
         user: name under which the API server knows our daemon; others' bindings do not concern it.
         namespace: the installation's.
     """
     annotations, current = "object.metadata.annotations", "params.spec.leaseTransitions"
+    gates = "oldObject.spec.schedulingGates"
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
@@ -73,14 +75,25 @@ def policy_manifest(user: str, namespace: str = DEFAULT_NAMESPACE) -> Document:
                         "apiVersions": ["v1"],
                         "operations": ["CREATE"],
                         "resources": ["pods/binding", "bindings"],
-                    }
+                    },
+                    {
+                        "apiGroups": [""],
+                        "apiVersions": ["v1"],
+                        "operations": ["UPDATE"],
+                        "resources": ["pods"],
+                    },
                 ]
             },
             "matchConditions": [
                 {
                     "name": "by-haversack",
                     "expression": f"request.userInfo.username == {_cel_text(user)}",
-                }
+                },
+                {
+                    "name": "binds-or-pins",
+                    "expression": f"request.operation == 'CREATE' || (has({gates})"
+                    f" && {gates}.exists(gate, gate.name == '{PLACEMENT_GATE}'))",
+                },
             ],
             "validations": [
                 {

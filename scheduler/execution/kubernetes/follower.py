@@ -208,8 +208,7 @@ class Follower:
                 for gang in found.gangs:
                     self._remember(gang.key, made[gang.key], gang.members)
             self._report(found.waiting)
-            self._outgrown = {self._gang_of[key] for key in found.outgrown if key in self._gang_of}
-            self._suspects |= self._outgrown
+            self._form_anew(found.outgrown)
             self._waits = {f"{pod.ref.namespace}/{pod.ref.name}": why for pod, why in found.waiting}
         else:
             self._waits = {}
@@ -226,12 +225,22 @@ class Follower:
                 self._forget(key)
             elif self._whole(key) and not (job.waiting and key in self._outgrown):
                 self._suspects.discard(key)
+                self._outgrown.discard(key)
             elif job.waiting:
                 lost.append(key)
         if lost:
             await self._store.withdraw(lost, _LOST, self._clock.now())
             for key in lost:
                 self._forget(key)
+
+    def reform(self, pods: Iterable[Pod]) -> None:
+        """Gangs of these pods that wait are to be formed anew. Call it in the event loop."""
+        self._form_anew(str(pod.ref) for pod in pods)
+        self.wake()
+
+    def _form_anew(self, members: Iterable[str]) -> None:
+        self._outgrown |= {self._gang_of[key] for key in members if key in self._gang_of}
+        self._suspects |= self._outgrown
 
     def _whole(self, key: str) -> bool:
         """Whether every member waits or is bound by us."""

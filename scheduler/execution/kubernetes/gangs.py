@@ -15,6 +15,7 @@ one once the gang has its place.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -159,6 +160,20 @@ def owner_keys(pods: Iterable[Pod]) -> frozenset[OwnerKey]:
     """The objects that say how large these pods' gangs are."""
     found = (membership(pod).owner for pod in pods if pod.waiting)
     return frozenset(key for key in found if key)
+
+
+def enough_of(pods: Iterable[Pod], owners: Mapping[OwnerKey, Owner]) -> frozenset[OwnerKey]:
+    """The objects of which as many pods are there as must start together.
+
+    What follows from such a size must not come from an old answer: the object may have grown, and
+    the newest of its pods with it. O(pods).
+    """
+    counted = Counter(membership(pod).owner for pod in pods if not pod.deleting)
+    return frozenset(
+        key
+        for key, owner in owners.items()
+        if counted[key] >= min([owner.size, *dict(owner.roles).values()])
+    )
 
 
 @dataclass(frozen=True, slots=True)

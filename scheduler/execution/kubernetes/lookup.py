@@ -37,12 +37,11 @@ class _Kept(Generic[K, V]):
     for_s: float
     _found: dict[K, tuple[float, V]] = field(default_factory=dict)
 
-    def get(self, key: K) -> tuple[V] | None:
-        """The answer, if there is a fresh one."""
+    def get(self, key: K, since: float = 0.0) -> tuple[V] | None:
+        """The answer, if there is a fresh one, and none from before `since` (loop time)."""
         found = self._found.get(key)
-        if found is None or found[0] < asyncio.get_running_loop().time() - self.for_s:
-            return None
-        return (found[1],)
+        oldest = max(since, asyncio.get_running_loop().time() - self.for_s)
+        return None if found is None or found[0] < oldest else (found[1],)
 
     def put(self, key: K, value: V) -> V:
         """Keep an answer."""
@@ -79,17 +78,22 @@ class Lookup:
         self._places: _Kept[tuple[str, str], str | None] = _Kept(_VERSIONS_S)
         self._finding_places = asyncio.Lock()
 
-    async def owners(self, keys: Iterable[OwnerKey]) -> Owners:
-        """What these objects say. One request for each that is not kept, and two for a new kind."""
+    async def owners(self, keys: Iterable[OwnerKey], *, since: float = 0.0) -> Owners:
+        """What these objects say. One request for each that is not kept, and two for a new kind.
+
+        Args:
+            keys: which.
+            since: no answer from before this instant of the loop's clock will do.
+        """
         wanted = sorted(set(keys))
-        read = await asyncio.gather(*map(self._owner, wanted))
+        read = await asyncio.gather(*(self._owner(key, since) for key in wanted))
         told = dict(zip(wanted, read, strict=True))
         return Owners(
             found={key: each for key, each in told.items() if isinstance(each, Owner)},
             unread={key: each for key, each in told.items() if isinstance(each, str)},
         )
 
-    async def _owner(self, key: OwnerKey) -> Owner | str:
+    async def _owner(self, key: OwnerKey, since: float) -> Owner | str:
         """What the object says, or why it cannot be read."""
         async with self._finding_places:  # one asks, however many pods want to know
             place = await self._place(key.group, key.kind)
@@ -99,7 +103,7 @@ class Lookup:
         if not _NAME.fullmatch(key.name):
             return f"{key.said} does not exist: nothing can have that name"
         url = f"{path}/namespaces/{key.namespace}/{plural}/{key.name}"
-        kept = self._owners.get(url)
+        kept = self._owners.get(url, since)
         return kept[0] if kept is not None else self._owners.put(url, await self._read(key, url))
 
     async def _read(self, key: OwnerKey, url: str) -> Owner | str:
@@ -109,9 +113,10 @@ class Lookup:
             if error.missing:
                 return f"{key.said} does not exist"
             if error.forbidden:
+                plural = url.rsplit("/", 2)[1]
                 return (
-                    f"{key.said} cannot be read: our account lacks the right `get` on"
-                    f" {url.rsplit('/', 2)[1]} in API group {key.group}; grant it with a ClusterRole"
+                    f"{key.said} cannot be read: our account lacks the right `get` on {plural} in"
+                    f" API group {key.group}; grant it with a ClusterRole"
                 )
             raise
         return found if found is not None else f"{key.said} groups no pods"

@@ -66,7 +66,8 @@ def _made_by(pod: Pod, named: dict[str, str]) -> Membership | None:
     if job_set := named.get(labels.JOBSET_NAME):
         key = OwnerKey("jobset.x-k8s.io", "JobSet", namespace, job_set)
         attempt = named.get(labels.JOBSET_ATTEMPT, "0")
-        return _of(key, more=f"/{attempt}", role=named.get(labels.JOBSET_REPLICATED_JOB, ""), once=True)
+        role = named.get(labels.JOBSET_REPLICATED_JOB, "")
+        return _of(key, more=f"/{attempt}", role=role, once=True)
     if leader := named.get(labels.LWS_NAME):
         key = OwnerKey("leaderworkerset.x-k8s.io", "LeaderWorkerSet", namespace, leader)
         return _of(key, more=f"/{named.get(labels.LWS_GROUP, '')}")

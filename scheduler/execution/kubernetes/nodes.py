@@ -85,7 +85,7 @@ def external_of(pods: Iterable[Pod]) -> External:
     cpu_milli = memory_mib = 0
     extras: Counter[str] = Counter()
     for pod in pods:
-        if not pod.takes_room:
+        if pod.phase.terminal:
             continue
         cpu_milli += pod.needs.cpu_milli
         memory_mib += pod.needs.memory_mib

@@ -96,12 +96,13 @@ def _native_pod_group(key: OwnerKey, metadata: Json, spec: Json) -> Owner:
     size = _bounded(mapping(gang).get("minCount")) if isinstance(gang, dict) else 1
     constraints = mapping(spec.get("schedulingConstraints"))
     topology = (text(each.get("key")) for _, each in mappings(constraints.get("topology")))
-    priority = spec.get("priority")
+    # Admission writes 0 where nobody has named a class; the pods' own classes count then.
+    priority = whole(spec.get("priority"), 0) or None
     return Owner(
         key,
         uid,
         size=max(size, 1),
-        priority=whole(priority) if priority is not None else None,
+        priority=priority,
         topology_keys=tuple(sorted({each for each in topology if each})),
         problem="" if size else f"{key.said} has no spec.schedulingPolicy.gang.minCount above 0",
     )
@@ -147,11 +148,22 @@ def _ray_cluster(key: OwnerKey, metadata: Json, spec: Json) -> Owner:
     """A gang only if asked for: Ray grows, and its head need not wait for all workers."""
     if not mapping(metadata.get("labels")).get(labels.RAY_GANG):
         return Owner(key, text(metadata.get("uid")))
+    grows = spec.get("enableInTreeAutoscaling") is True
     workers = sum(
-        _bounded(group.get("replicas")) * max(1, _bounded(group.get("numOfHosts"), 1))
+        _ray_replicas(group, grows=grows) * max(1, _bounded(group.get("numOfHosts"), 1))
         for _, group in mappings(spec.get("workerGroupSpecs"))
+        if group.get("suspend") is not True
     )
     return _sized(key, metadata, min(1 + workers, SIZE_MAX), "replicas")
+
+
+def _ray_replicas(group: Json, *, grows: bool) -> int:
+    """Those that are made at once: all but what an autoscaler may add later."""
+    least = _bounded(group.get("minReplicas"))
+    if grows or group.get("replicas") is None:
+        return least
+    most = _bounded(group.get("maxReplicas"), SIZE_MAX)
+    return min(max(_bounded(group.get("replicas")), least), most)
 
 
 def _leader_worker_set(key: OwnerKey, metadata: Json, spec: Json) -> Owner:

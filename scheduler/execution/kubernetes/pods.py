@@ -28,6 +28,7 @@ from scheduler.execution.kubernetes.raw import (
     mappings,
     pairs,
     text,
+    texts,
     whole,
 )
 from scheduler.execution.kubernetes.requests import requests_of
@@ -158,6 +159,8 @@ class Pod:
         disruption: reason of a true DisruptionTarget condition, or "".
         problems: what in it could not be read; such a pod is not placed.
         grace_s: its `terminationGracePeriodSeconds`.
+        dropped: it was deleted before it ran, and only a finalizer keeps the object.
+        kept: our own finalizer does.
         version: its resourceVersion, only good as a precondition; equal pods may differ in it.
     """
 
@@ -185,6 +188,8 @@ class Pod:
     disruption: str = ""
     problems: tuple[str, ...] = ()
     grace_s: int = 30
+    dropped: bool = False
+    kept: bool = False
     version: str = field(default="", compare=False)
 
     @property
@@ -196,12 +201,23 @@ class Pod:
     @property
     def takes_room(self) -> bool:
         """Whether it counts against its node: also while it is being deleted."""
-        return bool(self.node_name) and not self.phase.terminal
+        return bool(self.node_name) and not self.over
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it runs, or ever will."""
+        return self.phase.terminal or self.dropped
 
     @property
     def waiting(self) -> bool:
-        """Whether it wants a node: none yet, not ended, not being deleted."""
-        return not self.node_name and not self.phase.terminal and not self.deleting
+        """Whether it wants a node of us: none yet, not ended, not being deleted.
+
+        One that is left to kube-scheduler does so only while our gate holds it.
+        """
+        if self.node_name or self.phase.terminal or self.deleting:
+            return False
+        left = self.scheduler_name == labels.KUBE_SCHEDULER_NAME
+        return not left or labels.PLACEMENT_GATE in self.gates
 
     @property
     def done(self) -> bool:
@@ -310,8 +326,16 @@ def pod_of(raw: Json) -> Pod:
         disruption=_disruption(status),
         problems=(*asked.problems, *constraints.problems, *port_problems),
         grace_s=max(0, whole(spec.get("terminationGracePeriodSeconds"), 30)),
+        dropped=phase is Phase.PENDING and _deleted(metadata),
+        kept=labels.EXIT_STATUS in texts(metadata.get("finalizers")),
         version=text(metadata.get("resourceVersion")),
     )
+
+
+def _deleted(metadata: Json) -> bool:
+    """Whether whoever had to agree to its deletion has: but for finalizers it would be gone."""
+    leaving = metadata.get("deletionTimestamp") is not None
+    return leaving and not whole(metadata.get("deletionGracePeriodSeconds"))
 
 
 @lru_cache(maxsize=4096)

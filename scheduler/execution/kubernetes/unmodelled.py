@@ -103,6 +103,15 @@ def route_of(pod: Pod, around: Surroundings, scheduler_name: str = labels.SCHEDU
     return Route(Path.REFUSED, needs) if needs else Route(Path.DIRECT)
 
 
+def path_of(pod: Pod) -> str:
+    """The path of a pod that is placed, and why, as its annotation says it."""
+    if pod.scheduler_name != labels.KUBE_SCHEDULER_NAME:
+        return Path.DIRECT.value
+    claims = (f"PersistentVolumeClaim {name}" for name in pod.claims)
+    judged = ", ".join((*(need.field for need in pod.constraints.needs), *claims))
+    return f"{Path.GATE_AND_PIN}: kube-scheduler judges {judged or 'it too'}"
+
+
 def needs_of(pod: Pod, around: Surroundings) -> Iterator[Need]:
     """What the pod asks for that we do not model, here and now."""
     yield from pod.constraints.needs

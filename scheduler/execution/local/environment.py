@@ -13,6 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from scheduler.execution.contract import (
+    default_environment,
+    place_environment,
+    torch_environment,
+)
 from scheduler.execution.local.orders import GangOrder, RankOrder
 from scheduler.execution.local.process import MARKER
 from scheduler.model.execution import LaunchOrder, LaunchTask
@@ -56,53 +61,12 @@ def inherited(daemon: Mapping[str, str], allowed: tuple[str, ...]) -> dict[str, 
 def _common(order: LaunchOrder, task: LaunchTask) -> dict[str, str]:
     gpu_ids = ",".join(task.gpu_ids)
     return {
+        **place_environment(order, task),
         # Simulated GPUs exist for the scheduler only; a task without GPUs must not find one.
         "CUDA_VISIBLE_DEVICES": "" if task.simulated else gpu_ids,
         MARKER: order.attempt_id,
-        "HAVERSACK_ATTEMPT": str(order.number),
         "HAVERSACK_GPU_IDS": gpu_ids,
-        "HAVERSACK_JOB_ID": order.job_id,
-        "HAVERSACK_NODE": task.node_name,
-        "HAVERSACK_SIMULATED": "1" if task.simulated else "0",
-        "HAVERSACK_TASK_INDEX": str(task.task_index),
     }
-
-
-def _torch(order: LaunchOrder, task: LaunchTask, local_rank: int) -> dict[str, str]:
-    """A task is torch's "node" (group): LOCAL_RANK counts within it, even if two share a host.
-
-    The PET_ variables are torchrun's own defaults for the same facts, for commands that start
-    torchrun themselves: one process a task, which then starts one worker per GPU.
-    """
-    run_id = f"{order.job_id}-{order.number}"  # holds the attempt: an old rank can never rejoin
-    world = str(len(order.tasks) * order.processes)
-    rank = str(task.task_index * order.processes + local_rank)
-    per_node = order.processes if order.processes > 1 else max(1, len(task.gpu_ids))
-    return {
-        "GROUP_RANK": str(task.task_index),
-        "GROUP_WORLD_SIZE": str(len(order.tasks)),
-        "LOCAL_RANK": str(local_rank),
-        "LOCAL_WORLD_SIZE": str(order.processes),
-        "MASTER_ADDR": _MASTER_ADDR,
-        "PET_MASTER_ADDR": _MASTER_ADDR,
-        "PET_NNODES": str(len(order.tasks)),
-        "PET_NODE_RANK": str(task.task_index),
-        "PET_NPROC_PER_NODE": str(per_node),
-        "PET_RDZV_ID": run_id,
-        "RANK": rank,
-        "ROLE_RANK": rank,
-        "ROLE_WORLD_SIZE": world,
-        "TORCHELASTIC_MAX_RESTARTS": "0",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_RUN_ID": run_id,
-        "WORLD_SIZE": world,
-    }
-
-
-def _defaults(task: LaunchTask, processes: int) -> dict[str, str]:
-    """What the job's own environment may override."""
-    threads = max(1, task.cpu_milli // 1000 // processes)
-    return {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
 def gang_order(
@@ -124,9 +88,13 @@ def gang_order(
     base = inherited(daemon, limits.env_allow)
     ranks = []
     for task in order.tasks:
-        common = base | _defaults(task, processes) | dict(order.env) | _common(order, task)
+        common = (
+            base | default_environment(task, processes) | dict(order.env) | _common(order, task)
+        )
         for local_rank in range(processes):
-            env = common | (_torch(order, task, local_rank) if torch else {})
+            env = dict(common)
+            if torch:
+                env |= torch_environment(order, task, local_rank, master=_MASTER_ADDR)
             number = task.task_index * processes + local_rank
             ranks.append(RankOrder(number, list(order.command), env))
     ranks.sort(key=lambda rank: rank.rank)

@@ -342,7 +342,12 @@ class InTime:
         self, attempt_ids: Sequence[AttemptId], changed: Callable[[AttemptId], None]
     ) -> None:
         """As `HostExecutor.watch`."""
-        await self._made(lambda: [self._executor.watch(each, changed) for each in attempt_ids])
+
+        def watch() -> None:
+            for attempt_id in attempt_ids:
+                self._executor.watch(attempt_id, changed)
+
+        await self._made(watch)
 
     async def known(self) -> Sequence[AttemptId]:
         """As `HostExecutor.known`."""
@@ -350,7 +355,12 @@ class InTime:
 
     async def forget(self, attempt_ids: Sequence[AttemptId]) -> None:
         """As `HostExecutor.forget`."""
-        await self._made(lambda: [self._executor.forget(each) for each in attempt_ids])
+
+        def forget() -> None:
+            for attempt_id in attempt_ids:
+                self._executor.forget(attempt_id)
+
+        await self._made(forget)
 
     async def _made(self, call: Callable[[], T]) -> T:
         """What `call` returns, made at one instant between now and the answer."""

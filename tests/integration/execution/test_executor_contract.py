@@ -42,7 +42,9 @@ def test_nothing_is_known_of_an_attempt_nobody_launched(any_executor: BlockingEx
 @pytest.mark.parametrize(
     ("command", "cause"), [("true", EndCause.COMPLETED), ("false", EndCause.USER)]
 )
-def test_an_attempt_runs_and_ends(any_executor: BlockingExecutor, command: str, cause: EndCause) -> None:
+def test_an_attempt_runs_and_ends(
+    any_executor: BlockingExecutor, command: str, cause: EndCause
+) -> None:
     assert any_executor.launch(launch_order(command)).outcome is Outcome.DONE
     seen = wait_for(any_executor, attempt())
     assert (seen.phase, seen.cause) == (Phase.EXITED, cause)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from support.kubernetes.fake_server import running_fake
+from support.kubernetes.fake_server import FakeApiServer, running_fake
 from support.kubernetes.ground import Ground
 from support.kubernetes.real_server import ControlPlane, NoControlPlaneError, control_plane
 
@@ -42,12 +42,22 @@ def shared_ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
         yield found
 
 
+def _denials(fake: FakeApiServer) -> int:
+    """Bindings that the fence refused; the fake knows no other policy."""
+    return sum(each.what == "pods/binding" and each.status == 422 for each in fake.journal)
+
+
 @contextmanager
 def _ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
     if request.param == "real":
         plane: ControlPlane = request.getfixturevalue("plane")
         yield Ground(
-            plane.access, plane.access_as, plane.compact, real=True, authority=plane.authority
+            plane.access,
+            plane.access_as,
+            plane.compact,
+            real=True,
+            authority=plane.authority,
+            denials=plane.denials,
         )
         return
     with running_fake() as running:
@@ -56,4 +66,5 @@ def _ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
             lambda user: running.do(lambda fake: fake.access_as(user)),
             lambda: running.do(lambda fake: fake.compact()),
             real=False,
+            denials=lambda: running.do(_denials),
         )

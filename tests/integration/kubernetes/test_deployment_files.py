@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from support.daemon import DaemonProcess
 from support.kubernetes import objects
-from support.kubernetes.client import Client
+from support.kubernetes.applying import (
+    BASE,
+    COMPONENTS,
+    DEPLOY,
+    apply,
+    component,
+    documents,
+    remove,
+    rendered,
+)
 from support.kubernetes.deployment import Deployment
 from support.kubernetes.ground import Ground
-from support.kubernetes.real_server import SERVICE_ACCOUNT, ControlPlane, program
+from support.kubernetes.real_server import SERVICE_ACCOUNT, ControlPlane
 from support.tree import ROOT
 
 from scheduler.execution.kubernetes.fence import policy_binding_manifest, policy_manifest
 
-DEPLOY = ROOT / "deploy"
-BASE = DEPLOY / "kubernetes" / "base"
-COMPONENTS = sorted((DEPLOY / "kubernetes" / "components").iterdir())
-
-
-def _documents(path: Path) -> list[dict[str, Any]]:
-    return [each for each in yaml.safe_load_all(path.read_text()) if each]
-
 
 @pytest.mark.parametrize("folder", [BASE, *COMPONENTS], ids=lambda folder: folder.name)
 def test_a_kustomization_names_every_file_beside_it(folder: Path) -> None:
-    (kustomization,) = _documents(folder / "kustomization.yaml")
+    (kustomization,) = documents(folder / "kustomization.yaml")
     beside = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(kustomization["resources"]) == beside
 
 
 def test_the_fence_is_the_one_in_the_code() -> None:
-    policy, binding = _documents(BASE / "fence.yaml")
+    policy, binding = documents(BASE / "fence.yaml")
     assert policy == policy_manifest(SERVICE_ACCOUNT)
     assert binding == policy_binding_manifest()
 
@@ -57,7 +54,7 @@ def test_nobody_is_given_more_than_is_said() -> None:
     rights = {
         (group, resource, verb)
         for path in BASE.glob("*-rights.yaml")
-        for document in _documents(path)
+        for document in documents(path)
         for rule in document.get("rules", ())
         for group in rule["apiGroups"]
         for resource in rule["resources"]
@@ -78,19 +75,19 @@ def test_nobody_is_given_more_than_is_said() -> None:
 @pytest.fixture(scope="module")
 def applied(plane: ControlPlane) -> Iterator[ControlPlane]:
     """A cluster with the base applied."""
-    documents = _rendered(BASE)
-    for document in documents:
-        _apply(plane, document)
+    shipped = rendered(BASE)
+    for document in shipped:
+        apply(plane, document)
     yield plane
-    for document in reversed(documents):
+    for document in reversed(shipped):
         if document["kind"] != "Namespace":  # one that is going would refuse the next test's
-            _delete(plane, document)
+            remove(plane, document)
 
 
 @pytest.mark.cluster
 def test_the_server_accepts_every_manifest(applied: ControlPlane) -> None:
-    for document in [*_rendered(BASE), *(each for c in COMPONENTS for each in _component(c))]:
-        _apply(applied, document, dryRun="All")
+    for document in [*rendered(BASE), *(each for c in COMPONENTS for each in component(c))]:
+        apply(applied, document, dryRun="All")
 
 
 @pytest.mark.cluster
@@ -116,7 +113,8 @@ def test_the_base_rights_are_enough_to_bind_under_the_fence(
         deployment.create([objects.pod("waits", gpus=1)])
         deployment.until(lambda: _told(deployment, "waits"), "not told why it waits")
         with daemon.http() as client:
-            assert client.get("/readyz").json() == {"ready": True, "troubles": {}}
+            ready = client.get("/readyz").json()
+        assert ready == {"ready": True, "role": "leader", "troubles": {}, "warnings": {}}
     finally:
         daemon.stop()
 
@@ -124,48 +122,3 @@ def test_the_base_rights_are_enough_to_bind_under_the_fence(
 def _told(deployment: Deployment, name: str) -> bool:
     conditions = deployment.pods()[name]["status"].get("conditions", ())
     return any(each["type"] == "PodScheduled" and each.get("message") for each in conditions)
-
-
-def _rendered(folder: Path) -> list[dict[str, Any]]:
-    """What kustomize makes of a folder."""
-    done = subprocess.run(
-        [program("kubectl"), "kustomize", str(folder)], capture_output=True, check=True, timeout=60
-    )
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
-
-
-def _component(folder: Path) -> list[dict[str, Any]]:
-    (kustomization,) = _documents(folder / "kustomization.yaml")
-    return [each for name in kustomization["resources"] for each in _documents(folder / name)]
-
-
-def _apply(plane: ControlPlane, document: dict[str, Any], **query: str) -> None:
-    """Apply on the server's side; a field that it does not know is an error."""
-    kind = "application/apply-patch+yaml"
-    strict = {"fieldManager": "test", "fieldValidation": "Strict", "force": "true", **query}
-
-    async def applying() -> None:
-        async with Client(plane.access) as client:
-            path = await _path(client, document)
-            (await client.ask("PATCH", path, document, kind=kind, **strict)).ok()
-
-    asyncio.run(applying())
-
-
-def _delete(plane: ControlPlane, document: dict[str, Any]) -> None:
-    async def deleting() -> None:
-        async with Client(plane.access) as client:
-            (await client.delete(await _path(client, document))).ok()
-
-    asyncio.run(deleting())
-
-
-async def _path(client: Client, document: dict[str, Any]) -> str:
-    version, metadata = document["apiVersion"], document["metadata"]
-    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    resources = (await client.get(root)).ok()["resources"]
-    (found,) = [
-        each for each in resources if each["kind"] == document["kind"] and "/" not in each["name"]
-    ]
-    within = f"/namespaces/{metadata['namespace']}" if found["namespaced"] else ""
-    return f"{root}{within}/{found['name']}/{metadata['name']}"

@@ -5,14 +5,17 @@ from operator import attrgetter
 
 import pytest
 from support.builders import job_spec, node
+from support.outside import outside_gang
 from support.usecases import RED, ROOT, USER, Office, actor
 
 from scheduler import service
 from scheduler.errors import ForbiddenError, InvalidRequestError, NotFoundError
-from scheduler.model.access import Role
+from scheduler.model.access import Actor, Role
 from scheduler.model.lifecycle import EndCause, JobState
 from scheduler.model.quantity import JobId
 from scheduler.model.view import SORTS, JobFilter, JobView
+from scheduler.store import lease
+from scheduler.store.outside import adopt
 
 
 def _all(office: Office, wanted: JobFilter, limit: int) -> list[JobView]:
@@ -123,3 +126,47 @@ def test_attempts_tell_where_and_how_they_ended(office: Office) -> None:
 def test_agents_do_not_read_jobs(sqlite_office: Office) -> None:
     with pytest.raises(ForbiddenError):
         sqlite_office.ask(service.get_job, actor(role=Role.AGENT), JobId("j-1"))
+
+
+def test_a_pod_leads_to_the_jobs_that_have_or_had_it(office: Office) -> None:
+    start = office.now
+    gangs = [
+        outside_gang(key, namespace=namespace, members=members, submitted_at=start - 10 + place)
+        for place, (key, namespace, members) in enumerate(
+            [
+                ("old", "red", ("red/w-0/u-1", "red/w-1/u-2")),
+                ("new", "red", ("red/w-1/u-3",)),
+                ("wider", "red", ("red/w-10/u-4", "red/xw-1/u-5")),
+                ("theirs", "blue", ("blue/w-1/u-6",)),
+            ]
+        )
+    ]
+    epoch = office.write(lambda tx: lease.acquire(tx, "h", 1e9, start))
+    office.do(adopt, gangs, epoch=epoch, now=start, ids=office.ids)
+
+    def names(pod: str, who: Actor = ROOT) -> list[str]:
+        wanted = JobFilter(pod=pod)
+        page = office.ask(service.list_jobs, who, wanted, cursor=None, limit=10)
+        return [job.name for job in page.items]
+
+    assert names("red/w-1") == ["new", "old"]
+    assert names("red/w-0") == ["old"]
+    assert names("red/w") == names("red/w-%") == names("red/w_1") == names("w-1") == []
+    assert names("blue/w-1") == ["theirs"]
+    assert names("blue/w-1", actor(RED)) == []
+
+
+def test_a_pod_outside_every_job_is_explained_to_its_own_tenant() -> None:
+    told = {("red", "p"): "waiting for 1 of 2 pods"}
+
+    def ask(who: Actor, namespace: str) -> str:
+        return service.explain_pod(
+            who, namespace, "p", waits=lambda space, name: told.get((space, name), "")
+        )
+
+    assert ask(actor(RED), "red") == ask(ROOT, "red") == "waiting for 1 of 2 pods"
+    for who, namespace in ((USER, "red"), (ROOT, "blue")):
+        with pytest.raises(NotFoundError):
+            ask(who, namespace)
+    with pytest.raises(ForbiddenError):
+        ask(actor(role=Role.AGENT), "red")

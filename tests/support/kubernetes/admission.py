@@ -2,7 +2,8 @@
 
 One ValidatingAdmissionPolicy is understood, whatever it is called: the fence. It is a policy on
 CREATE of `pods/binding` with a Lease as parameter whose validation reads `leaseTransitions`; its
-match conditions may compare `request.userInfo.username`. The CEL text itself is not evaluated.
+match conditions may compare `request.userInfo.username`. It may be about UPDATE of `pods`, too:
+then those with a scheduling gate that a match condition names. The CEL text is not evaluated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from support.kubernetes.selectors import matches
 from support.kubernetes.storage import Storage
 
 _ANNOTATION = re.compile(r"annotations\s*\[\s*['\"]([\w./-]+)['\"]\s*\]")
+_GATE = re.compile(r"gate\.name\s*==\s*['\"]([\w./-]+)['\"]")
 _USERNAME = re.compile(r"request\.userInfo\.username\s*==\s*['\"]([^'\"]+)['\"]")
 
 
@@ -28,18 +30,40 @@ def fence(storage: Storage, username: str, name: str, binding: Json) -> None:
     """
     for rule in storage.shelf(POLICY_BINDINGS.shelf).objects.values():
         policy = storage.shelf(POLICIES.shelf).objects.get(("", rule["spec"]["policyName"]))
-        if policy is not None and _is_fence(policy["spec"]) and _about(policy["spec"], username):
+        if policy is None or not _about(policy["spec"], username):
+            continue
+        if _is_fence(policy["spec"], "pods/binding"):
             _judge(storage, policy, rule, name, binding)
 
 
-def _is_fence(spec: Json) -> bool:
+def pin_fence(storage: Storage, username: str, old: Json, new: Json) -> None:
+    """Turn away a change of a gated pod that does not carry the Lease's epoch.
+
+    Raises:
+        RefusedError: 422 or 403, in the words of the policy.
+    """
+    gates = {gate["name"] for gate in old["spec"].get("schedulingGates") or ()}
+    for rule in storage.shelf(POLICY_BINDINGS.shelf).objects.values():
+        policy = storage.shelf(POLICIES.shelf).objects.get(("", rule["spec"]["policyName"]))
+        if policy is None or not _about(policy["spec"], username):
+            continue
+        if _is_fence(policy["spec"], "pods") and gates & _gates(policy["spec"]):
+            _judge(storage, policy, rule, new["metadata"]["name"], new)
+
+
+def _gates(spec: Json) -> set[str]:
+    conditions = (condition["expression"] for condition in spec.get("matchConditions") or ())
+    return {found[1] for each in conditions if (found := _GATE.search(each))}
+
+
+def _is_fence(spec: Json, resource: str) -> bool:
     resources = [
-        resource
+        each
         for rule in spec.get("matchConstraints", {}).get("resourceRules", ())
-        for resource in rule.get("resources", ())
+        for each in rule.get("resources", ())
     ]
     return (
-        "pods/binding" in resources
+        resource in resources
         and (spec.get("paramKind") or {}).get("kind") == "Lease"
         and any("leaseTransitions" in one["expression"] for one in spec.get("validations", ()))
     )
@@ -54,7 +78,7 @@ def _about(spec: Json, username: str) -> bool:
     return not names or username in names
 
 
-def _judge(storage: Storage, policy: Json, rule: Json, name: str, binding: Json) -> None:
+def _judge(storage: Storage, policy: Json, rule: Json, name: str, changed: Json) -> None:
     validation = next(
         one for one in policy["spec"]["validations"] if "leaseTransitions" in one["expression"]
     )
@@ -78,7 +102,7 @@ def _judge(storage: Storage, policy: Json, rule: Json, name: str, binding: Json)
     annotation = _ANNOTATION.search(validation["expression"])
     if annotation is None:
         raise internal(f"the fake cannot read the policy {policy['metadata']['name']}")
-    told = (binding["metadata"].get("annotations") or {}).get(annotation[1])
+    told = (changed["metadata"].get("annotations") or {}).get(annotation[1])
     if told != str(lease["spec"].get("leaseTransitions", 0)):
         why = validation.get("message") or f"failed expression: {validation['expression'].strip()}"
         raise _denied(name, begin + why, validation.get("reason", "Invalid"), 422)

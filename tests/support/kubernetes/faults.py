@@ -132,6 +132,10 @@ class Faults:
         """
         self._orders.append(_Order(fault, verb, what, times, skip))
 
+    def begin(self, chances: Mapping[Fault, float]) -> None:
+        """From now on things go wrong by these chances."""
+        self._chances = dict(chances)
+
     def stop(self) -> None:
         """Nothing goes wrong any more."""
         self._orders.clear()

@@ -72,6 +72,7 @@ class Ground:
         compact: has the server forget its past.
         real: whether it is a real one.
         authority: certificate that its own is checked against; None without TLS.
+        denials: how many writes admission policies have refused so far, as the server counts them.
     """
 
     access: Access
@@ -79,6 +80,7 @@ class Ground:
     compact: Callable[[], None]
     real: bool
     authority: Path | None = None
+    denials: Callable[[], int] = lambda: 0
 
     def run(self, act: Callable[[At], Awaitable[None]]) -> None:
         """Run a test in a namespace of its own."""

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from support.kubernetes import pod_rules
-from support.kubernetes.admission import fence, spent_budget
+from support.kubernetes.admission import fence, pin_fence, spent_budget
 from support.kubernetes.patches import patched
 from support.kubernetes.refusals import (
     Json,
@@ -228,7 +228,9 @@ class Operations:
                 )
             )
 
-    def update(self, target: Target, document: Json, *, dry: bool = False) -> tuple[int, Json]:
+    def update(
+        self, target: Target, document: Json, *, by: str = "", dry: bool = False
+    ) -> tuple[int, Json]:
         """PUT of an object or its status: HTTP status and the stored form.
 
         Raises:
@@ -256,9 +258,11 @@ class Operations:
                 f"meta: {old['metadata']['uid']}"
             )
             raise conflict(resource.qualified, target.name, why)
-        return 200, self._replace(target, old, document, dry=dry)
+        return 200, self._replace(target, old, document, by=by, dry=dry)
 
-    def patch(self, target: Target, content_type: str, patch: Any, *, dry: bool = False) -> Json:
+    def patch(
+        self, target: Target, content_type: str, patch: Any, *, by: str = "", dry: bool = False
+    ) -> Json:
         """PATCH of an object or its status, as stored.
 
         Raises:
@@ -273,9 +277,9 @@ class Operations:
         if metadata.get("uid") != old["metadata"]["uid"]:
             why = f'Invalid value: "{metadata.get("uid", "")}": field is immutable'
             raise invalid(resource.kind, target.name, "metadata.uid", why, group=resource.group)
-        return self._replace(target, old, new, dry=dry)
+        return self._replace(target, old, new, by=by, dry=dry)
 
-    def _replace(self, target: Target, old: Json, sent: Json, *, dry: bool) -> Json:
+    def _replace(self, target: Target, old: Json, sent: Json, *, by: str, dry: bool) -> Json:
         resource = target.resource
         owned = {key: old["metadata"][key] for key in _OWNED_METADATA if key in old["metadata"]}
         free = {
@@ -293,6 +297,8 @@ class Operations:
                 new.pop("status", None)
                 new |= {"status": old["status"]} if "status" in old else {}
         if resource == PODS:
+            if not target.subresource:
+                pin_fence(self._storage, by, old, new)
             new = pod_rules.updated(old, new)
         check(resource, new)
         if new == old:

@@ -38,6 +38,10 @@ _EARLIER_LIFE = 200
 _POLL_S = 0.1
 _WATCHED = ("api/v1/pods", "api/v1/nodes", "api/v1/namespaces")
 _LOOPBACK = "127.0.0.1"
+_DENIED = re.compile(
+    r'^apiserver_validating_admission_policy_check_total\{.*enforcement_action="deny".*\} (\S+)$',
+    re.MULTILINE,
+)
 
 
 class NoControlPlaneError(Exception):
@@ -109,6 +113,14 @@ class ControlPlane:
         """Have etcd forget the past, as it does by itself every five minutes."""
         revision = int(self._etcd("kv/range", {"key": "AA=="})["header"]["revision"])
         self._etcd("kv/compaction", {"revision": str(revision), "physical": True})
+
+    def denials(self) -> int:
+        """How many writes validating admission policies have refused, as the server counts them."""
+        request = urllib.request.Request(f"{self.url}/metrics", headers=self.access.headers())
+        context = self.access.ssl_context
+        with urllib.request.urlopen(request, timeout=10, context=context) as response:
+            text = response.read().decode()
+        return sum(int(float(found)) for found in _DENIED.findall(text))
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
         """Start a program; its output goes to `<name>.log`.

@@ -43,27 +43,51 @@ _LABELS = {
 }
 _TAINTS = (("team", "a"), ("team", "b"), ("spot", ""), ("maintenance", "true"))
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-_ADDRESSES = ("", "0.0.0.0", "127.0.0.1", "10.0.0.7", "::", "::1")  # noqa: S104 - not bound to
+_ADDRESSES = ("", "0.0.0.0", "127.0.0.1", "10.0.0.7", "::", "::1")
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
 _PORTS = (80, 443)
 
 
 class Standing(StrEnum):
-    """How a placed pod came to its node, and whether it still takes room there."""
+    """How a placed pod came to its node, and what it takes there."""
 
     FOREIGN = "foreign"
     OURS = "ours"
     ENDED = "ended"
     LEAVING = "leaving"
+    RESIZING = "resizing"
+
+
+_STANDING = {
+    Standing.FOREIGN: 5,
+    Standing.OURS: 5,
+    Standing.ENDED: 1,
+    Standing.LEAVING: 1,
+    Standing.RESIZING: 2,
+}
+"""How often each is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """A pod that is being resized in place, as patches of its spec and its status."""
+
+    spec: Json
+    status: Json
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A pod that is on a node already."""
+    """A pod that is on a node already.
+
+    Attributes:
+        resize: for one that is being resized, how far that is.
+    """
 
     body: Json
     node_name: str
     standing: Standing
+    resize: Resize | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +140,8 @@ class Scenarios:
     def pod(self, nodes: Sequence[Json]) -> Json:
         """A pod that waits, and may name one of the nodes."""
         drawn = _PodDraw(self._draw, [node["metadata"]["name"] for node in nodes])
-        chosen = self._draw.sample(sorted(_WAITING), self._draw.choice((1, 2, 2, 3, 4)))
-        if self._draw.random() < 0.5:
+        chosen = self._draw.sample(sorted(_WAITING), self._draw.choice((1, 1, 2, 2, 3)))
+        if self._draw.random() < 0.7:
             chosen += self._draw.sample(sorted(_TOLERATING), self._draw.choice((1, 2)))
         for name in chosen:
             ({**_WAITING, **_TOLERATING}[name])(drawn)
@@ -140,8 +164,10 @@ class Scenarios:
         ):
             if draw.random() < 0.6:
                 extras[resource] = draw.choice(amounts)
-        labels = {key: draw.choice(values) for key, values in _LABELS.items() if draw.random() < 0.7}
-        taints = [_taint(draw) for _ in range(draw.choice((0, 0, 1, 1, 2)))]
+        labels = {
+            key: draw.choice(values) for key, values in _LABELS.items() if draw.random() < 0.7
+        }
+        taints = [_taint(draw) for _ in range(draw.choice((0, 0, 0, 1, 2)))]
         taints = list({(each["key"], each["effect"]): each for each in taints}.values())
         made = objects.node(
             name,
@@ -151,7 +177,7 @@ class Scenarios:
             pods=draw.choice((3, 5, 110, 110)),
             labels=labels,
             taints=taints,
-            unschedulable=draw.random() < 0.15,
+            unschedulable=draw.random() < 0.1,
             extras=extras,
         )
         for effect in _EFFECTS:
@@ -161,15 +187,17 @@ class Scenarios:
         return made
 
     def _placed(self, names: Sequence[str]) -> Placed:
-        drawn = _PodDraw(self._draw, names)
-        for name in self._draw.sample(sorted(_PLACED), self._draw.choice((1, 1, 2, 3))):
-            _PLACED[name](drawn)
-            self.features[f"placed {name}"] += 1
-        weights = {Standing.FOREIGN: 5, Standing.OURS: 5, Standing.ENDED: 1, Standing.LEAVING: 1}
-        (standing,) = self._draw.choices(list(weights), list(weights.values()))
+        (standing,) = self._draw.choices(list(_STANDING), list(_STANDING.values()))
+        drawn, resize = _PodDraw(self._draw, names), None
+        if standing is Standing.RESIZING:
+            resize = _resize(drawn)
+        else:
+            for name in self._draw.sample(sorted(_ROOM), self._draw.choice((1, 1, 2, 3))):
+                _ROOM[name](drawn)
+                self.features[f"placed {name}"] += 1
         self.features[f"placed {standing}"] += 1
         body = self._named(drawn.finished(), "nobody")
-        return Placed(body, self._draw.choice(names), standing)
+        return Placed(body, self._draw.choice(names), standing, resize)
 
 
 def _taint(draw: random.Random) -> Json:
@@ -280,6 +308,37 @@ def _many_containers(drawn: _PodDraw) -> None:
         drawn.ask(container, "memory", ("128Mi", "1Gi", "3Gi"))
 
 
+def _resize(drawn: _PodDraw) -> Resize:
+    """Somewhere between what it had, what was promised and what is wished for."""
+    draw = drawn.draw
+    amounts: list[Json] = [
+        {"cpu": draw.choice(("100m", "1", "3")), "memory": draw.choice(("128Mi", "2G", "5Gi"))}
+        for _ in range(4)
+    ]
+    before, wished, allocated, actual = amounts
+    (container,) = drawn.spec["containers"]
+    container["resources"] = {"requests": before}
+    reason = draw.choice(("", "Deferred", "Infeasible"))
+    pending = {"type": "PodResizePending", "status": "True", "reason": reason}
+    seen = {
+        "name": "main",
+        "image": container["image"],
+        "imageID": "",
+        "ready": True,
+        "restartCount": 0,
+        "resources": {"requests": actual},
+        "allocatedResources": allocated,
+    }
+    return Resize(
+        {"containers": [{"name": "main", "resources": {"requests": wished}}]},
+        {
+            "phase": "Running",
+            "conditions": [pending] if reason else [],
+            "containerStatuses": [seen],
+        },
+    )
+
+
 def _init(drawn: _PodDraw) -> None:
     container = drawn.more("initContainers")
     drawn.ask(container, "cpu", ("1", "4", "9"))
@@ -365,7 +424,7 @@ def _selector(drawn: _PodDraw) -> None:
 
 
 def _number(drawn: _PodDraw) -> str:
-    return drawn.draw.choice(("0", "4", "5", "8", "+5", "9223372036854775807", "1" * 17))
+    return drawn.draw.choice(("0", "4", "5", "8", "+5", "9223372036854775807", "1" * 17, "high"))
 
 
 _AFFINITY: Mapping[str, Callable[[_PodDraw], None]] = {
@@ -396,7 +455,6 @@ _ROOM: Mapping[str, Callable[[_PodDraw], None]] = {
     "host port of a sidecar": _sidecar_port,
     "host network": _host_network,
 }
-_PLACED = _ROOM
 _WAITING: Mapping[str, Callable[[_PodDraw], None]] = {
     **_ROOM,
     **_AFFINITY,

@@ -412,6 +412,16 @@ def test_only_a_tainted_node_is_large_enough() -> None:
     assert decided(nodes, [make_job("x", sited(shape(4), TOLERANT))]).placements
 
 
+def test_what_is_free_on_tainted_nodes_counts_for_those_who_tolerate_it() -> None:
+    nodes = [on(make_node(name), taints=(GPU,)) for name in "ab"]
+    live = [occupy(nodes[0], range(2)), occupy(nodes[1], range(6))]
+    found = record(nodes, sited(shape(4, tasks=2), TOLERANT), live)
+    (reason,) = found.reasons
+    assert reason.code is ReasonCode.WAITING_GANG
+    assert reason.message.startswith("1 of the gang's 2 tasks would fit now")
+    assert found.funnel[-1].nodes_left == 1
+
+
 def test_further_resources_that_nobody_has_or_that_are_in_use() -> None:
     hca = (("rdma/hca", 1),)
     node = on(make_node("a"), extras=hca)

@@ -157,6 +157,8 @@ def test_listing_pages_filters_and_sorts(edge: Edge) -> None:
         ("limit=x", "query.limit"),
         ("limit=99999", "query.limit"),
         ("name=%00", "query.name"),
+        ("pod=lonely", "query.pod"),
+        ("pod=team/%25", "query.pod"),
         ("cursor=%0a", "query.cursor"),
     ],
 )
@@ -230,6 +232,7 @@ def test_a_waiting_job_is_explained(edge: Edge) -> None:
     assert explanation["state"] == "PENDING"
     assert explanation["summary"]
     assert [reason["code"] for reason in explanation["reasons"]] == ["pending-evaluation"]
+    assert explanation["reasons"][0]["remedy"] == "moments"
 
 
 def test_a_simulated_node_is_said_to_be_simulated(edge: Edge) -> None:

@@ -95,8 +95,22 @@ def test_readiness_names_the_troubled_parts_only(edge: Edge) -> None:
     edge.troubles = {"store": ""}
 
     assert answer.status_code == 503
-    assert answer.json() == {"ready": False, "troubles": {"solver": "the worker died"}}
-    assert edge.call("GET", "/readyz").json() == {"ready": True, "troubles": {}}
+    about = {"role": "leader", "warnings": {}}
+    assert answer.json() == {"ready": False, "troubles": {"solver": "the worker died"}} | about
+    assert edge.call("GET", "/readyz").json() == {"ready": True, "troubles": {}} | about
+
+
+def test_a_missing_safeguard_is_a_warning_and_no_trouble(edge: Edge) -> None:
+    edge.warnings = {"fence": "the policy is missing", "role label": ""}
+    answer = edge.call("GET", "/readyz")
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "ready": True,
+        "role": "leader",
+        "troubles": {},
+        "warnings": {"fence": "the policy is missing"},
+    }
 
 
 def test_metrics_count_requests_by_route_and_name_nobody(edge: Edge) -> None:

@@ -22,7 +22,7 @@ from scheduler.model.quantity import SYSTEM_TENANT, TenantId
 from scheduler.store.database import Database
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-TENANT_SCOPED = ("job_id", "token_id")
+TENANT_SCOPED = ("job_id", "token_id", "namespace")
 BODIES: dict[str, object] = {
     "/api/v1/jobs": JOB,
     "/api/v1/tokens": {"name": "fresh", "role": "viewer"},
@@ -74,7 +74,10 @@ def world(sqlite_database: Database, clock: ManualClock) -> World:
     ).items
     shared = {"node_id": "n-n0", "gpu_id": "GPU-n0-0", "decision_id": decision.id}
     edge.app.stop_streams()  # an event stream ends at once instead of never
-    return World(edge, {RED: dict(shared), BLUE: dict(shared)})
+    edge.pods = {f"{tenant}/p": "waiting for 1 of 2 pods" for tenant in (RED, BLUE)}
+    return World(
+        edge, {tenant: {**shared, "namespace": tenant, "pod": "p"} for tenant in (RED, BLUE)}
+    )
 
 
 def declared(edge: Edge) -> Iterator[tuple[str, str, Permission]]:

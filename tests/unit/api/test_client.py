@@ -69,8 +69,11 @@ def test_every_method_reaches_its_route(edge: Edge, client: Client) -> None:
     assert client.session()["login_url"].startswith(f"{BASE}/login?ticket=")
     assert client.health()["status"] == "ok"
     assert client.job_schema()["title"] == "JobDocument"
+    edge.pods = {"team/p": "waiting for 1 of 2 pods"}
+    assert client.pod("team", "p")["reason"] == "waiting for 1 of 2 pods"
     edge.troubles = {"solver": "down"}
-    assert client.ready() == {"ready": False, "troubles": {"solver": "down"}}
+    told = client.ready()
+    assert (told["ready"], told["role"], told["troubles"]) == (False, "leader", {"solver": "down"})
 
 
 def test_listing_all_goes_through_every_page(edge: Edge) -> None:

@@ -236,6 +236,9 @@ def test_audit_and_dashboard() -> None:
     assert "300 s" in result.stderr
 
 
+READY = {"ready": True, "role": "leader", "troubles": {}, "warnings": {}}
+
+
 def healthy() -> FakeDaemon:
     health = httpx.Response(
         200,
@@ -245,7 +248,7 @@ def healthy() -> FakeDaemon:
     return (
         FakeDaemon()
         .on("GET", "/healthz", health)
-        .on("GET", "/readyz", ok({"ready": True, "troubles": {}}))
+        .on("GET", "/readyz", ok(READY))
         .on("GET", "queues", items())
     )
 
@@ -280,9 +283,13 @@ def test_doctor_names_what_is_wrong_and_ends_with_its_code(tmp_path: Path) -> No
     assert graded(locked_out)["authorisation"] == "failed"
     assert locked_out.run("doctor").exit_code == 4
     unready = healthy().on(
-        "GET", "/readyz", ok({"ready": False, "troubles": {"store": "full"}}, 503)
+        "GET", "/readyz", ok(READY | {"ready": False, "troubles": {"store": "full"}}, 503)
     )
     assert graded(unready)["readiness"] == "failed"
+    for wanting in ({"warnings": {"fence": "no policy"}}, {"role": "standby"}):
+        warned = healthy().on("GET", "/readyz", ok(READY | wanting))
+        assert graded(warned)["readiness"] == "warning"
+        assert warned.run("doctor").exit_code == 0
     assert graded(healthy(), {})["token"] == "failed"
     (tmp_path / "token").write_text("hvs_x")
     (tmp_path / "token").chmod(0o644)

@@ -120,7 +120,7 @@ def test_many_launches_pass_through_few_slots() -> None:
         world.store.add_launch(launch_order("true", attempt_id=attempt(number)))
 
     async def play() -> None:
-        await world.until(lambda: world.freed == 25)
+        await world.until(lambda: not world.store.live)
 
     world.run(play)
     assert sorted(world.executor.starts) == [attempt(number) for number in range(25)]
@@ -300,6 +300,23 @@ def test_a_vanished_attempt_frees_what_it_held(world: World) -> None:
 
     world.run(play)
     assert world.store.phases(attempt())[-1] is Phase.VANISHED
+
+
+def test_what_cannot_be_recorded_spoils_nothing_for_others(world: World) -> None:
+    for number in range(3):
+        world.store.add_launch(launch_order("sleep", "600", attempt_id=attempt(number)))
+
+    async def play() -> None:
+        running = [attempt(0), attempt(2)]
+        world.store.poisoned.add(attempt(1))
+        await world.until(
+            lambda: all(world.store.live[each] is JobState.RUNNING for each in running)
+        )
+        assert world.store.live[attempt(1)] is JobState.LAUNCHING
+        world.store.poisoned.clear()
+        await world.until(lambda: world.store.live[attempt(1)] is JobState.RUNNING)
+
+    world.run(play)
 
 
 def test_a_fenced_applier_stops(world: World) -> None:

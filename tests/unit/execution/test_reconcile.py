@@ -155,12 +155,8 @@ class World:
         self.executor = FakeExecutor()
         self.clock = ManualClock()
         on_threads = OnThreads(self.executor, launches_max=2)
-        self.watcher = Watcher(
-            self.store, on_threads, self.clock, on_freed=lambda: None
-        )
-        self.applier = Applier(
-            self.store, on_threads, self.watcher, self.clock, in_flight_max=2
-        )
+        self.watcher = Watcher(self.store, on_threads, self.clock, on_freed=lambda: None)
+        self.applier = Applier(self.store, on_threads, self.watcher, self.clock, in_flight_max=2)
         self.reconciler = Reconciler(
             self.store,
             on_threads,

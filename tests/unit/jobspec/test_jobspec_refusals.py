@@ -75,7 +75,6 @@ def test_the_short_form_is_told_what_to_add() -> None:
         ("{tasks: {min: 1, max: 2}, task: {command: [a]}}", "spec.tasks"),
         ("{task: {command: [a], gpu_milli: 460}}", "spec.task.gpu_milli"),
         ("{task: {command: [a], gpu_memory_mib: 1}}", "spec.task.gpu_memory_mib"),
-        ("{task: {command: [a], image: i}}", "spec.task.image"),
         ("{class: service, task: {command: [a]}}", "spec.class"),
         ("{type: inference, task: {command: [a]}}", "spec.type"),
         ("{after: [j], task: {command: [a]}}", "spec.after"),

@@ -161,7 +161,15 @@ def test_ports_collide_where_addresses_meet() -> None:
     assert not together(every, every)
     assert not together(every, one)
     assert not together(one, one)
-    assert port_amounts("TCP", 80, "0.0.0.0") == every == port_amounts("TCP", 80, "::")
+    assert port_amounts("TCP", 80, "0.0.0.0") == every
+
+
+def test_only_ipv4_has_an_address_that_means_all() -> None:
+    """As in kube-scheduler, which compares addresses as they are written."""
+    every_v6, one = port_amounts("TCP", 80, "::"), port_amounts("TCP", 80, "10.0.0.1")
+    assert together(every_v6, one)
+    assert not together(every_v6, every_v6)
+    assert not together(every_v6, port_amounts("TCP", 80))
 
 
 def test_resources_as_people_say_them() -> None:

@@ -174,6 +174,8 @@ def test_gangs_are_adopted_once_and_their_members_known() -> None:
         await stage.follower.begin()
         assert stage.follower.members() == {JobId("j-uid-a0+uid-a1"): (key("a0"), key("a1"))}
         assert stage.reports == [("b0", "waiting for 1 of 2 pods")]
+        assert stage.follower.pod_waits("team", "b0") == "waiting for 1 of 2 pods"
+        assert stage.follower.pod_waits("team", "a0") == ""
         with stage.running():
             stage.see("b1")
             await stage.until(lambda: len(stage.store.jobs) == 2)

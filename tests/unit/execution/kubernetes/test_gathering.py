@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from support import kube_objects
+from support.clock import ManualClock
 from support.kubernetes.fake_server import FakeApiServer
 
+from scheduler.execution.kubernetes.avoiding import Avoided
 from scheduler.execution.kubernetes.cluster import Cluster
 from scheduler.execution.kubernetes.gathering import ClusterGatherer
 from scheduler.execution.kubernetes.lookup import Lookup
@@ -19,7 +21,8 @@ def played(story: Callable[[Cluster, ClusterGatherer], Awaitable[None]]) -> None
     async def play() -> None:
         async with FakeApiServer() as fake, ApiServer(fake.access) as server:
             cluster = Cluster(told=lambda: None)
-            await story(cluster, ClusterGatherer(cluster, Lookup(server)))
+            gatherer = ClusterGatherer(cluster, Lookup(server), Avoided(ManualClock()))
+            await story(cluster, gatherer)
 
     asyncio.run(play())
 

@@ -5,13 +5,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 from support import kube_objects
 
-from scheduler.execution.kubernetes.cluster import (
-    Cluster,
-    NodeChanges,
-    NodeSink,
-    PodSink,
-    attempt_of,
-)
+from scheduler.execution.kubernetes.cluster import Cluster, NodeChanges, NodeSink, PodSink
+from scheduler.execution.kubernetes.marks import attempt_of
 from scheduler.execution.kubernetes.nodes import node_of
 from scheduler.execution.kubernetes.pods import Phase, Pod, pod_of
 from scheduler.model.node import Node

@@ -17,6 +17,8 @@ from scheduler.execution.kubernetes.cluster import Cluster
 from scheduler.execution.kubernetes.evict import Evictor
 from scheduler.execution.kubernetes.executor import KubernetesExecutor
 from scheduler.execution.kubernetes.fence import Fence
+from scheduler.execution.kubernetes.launching import Launching
+from scheduler.execution.kubernetes.pinning import Pinner
 from scheduler.execution.kubernetes.pods import pod_of
 from scheduler.execution.kubernetes.server import ApiServer
 from scheduler.model.execution import (
@@ -51,7 +53,9 @@ class Stage:
         self.executor = KubernetesExecutor(
             self.cluster,
             binder,
+            Pinner(server, binder, evictor, told=lambda *_: None),
             evictor,
+            Launching(server, self.cluster, evictor, namespace="haversack-jobs", image=""),
             ManualClock(),
             synced=lambda: self.synced,
         )
@@ -310,7 +314,8 @@ def test_marks_that_somebody_has_spoilt_do_not_keep_an_attempt_from_ending() -> 
         for name in ("g0", "g1"):
             await stage.status(name, "Succeeded", 0)
         stage.show()
-        assert (await stage.phase(), (await stage.seen()).cause) == (Phase.EXITED, EndCause.COMPLETED)
+        seen = await stage.seen()
+        assert (seen.phase, seen.cause) == (Phase.EXITED, EndCause.COMPLETED)
 
     played(story)
 

@@ -63,6 +63,27 @@ def test_operators(operator: str, values: list[str], meets: Raw, misses: list[Ra
     assert not any(selects(found, **labels) for labels in misses)
 
 
+def test_numbers_of_64_bits_are_compared() -> None:
+    largest = str(2**63 - 1)
+    found = read(affinity=affinity(expressions(("k", "Lt", [largest]))))
+    assert not found.problems
+    assert selects(found, k="9000000000000000000")
+    assert not selects(found, k=largest)
+    assert read(affinity=affinity(expressions(("k", "Lt", [str(2**63)])))).problems
+
+
+def test_a_term_that_cannot_be_read_leaves_the_others() -> None:
+    """The API server takes `Gt` of what is no number; kube-scheduler passes over such a term."""
+    wrong = expressions(("rank", "Gt", ["high"]))
+    found = read(affinity=affinity(wrong, expressions(("zone", "In", ["a"]))))
+    assert not found.problems
+    assert selects(found, zone="a", rank="9")
+    assert not selects(found, zone="b", rank="9")
+    (problem,) = read(affinity=affinity(wrong)).problems
+    assert problem.startswith(f"spec.affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms[0]")
+
+
+
 def test_terms_are_alternatives_and_their_parts_are_not() -> None:
     found = read(
         affinity=affinity(

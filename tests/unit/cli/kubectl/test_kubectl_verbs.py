@@ -1,0 +1,513 @@
+"""Every verb of `kubectl haversack` against a daemon of canned answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from support.fake_daemon import (
+    JOB_ID,
+    Answer,
+    FakeDaemon,
+    attempt,
+    detail,
+    items,
+    job,
+    ndjson,
+    ok,
+    problem,
+)
+from typer.testing import Result
+
+from scheduler.cli.kubectl.program import app
+
+OTHER = "j-0000000000000002"
+TOLD: dict[str, Any] = {
+    "job_id": JOB_ID,
+    "state": "PENDING",
+    "summary": "It waits: needs 8 GPUs, 0 free; no job is ahead of it.",
+    "reasons": [
+        {
+            "code": "waiting-capacity",
+            "message": "needs 8 GPUs, 0 free",
+            "dimension": "gpus",
+            "need": 8.0,
+            "free": 0.0,
+            "largest_block": 0.0,
+            "remedy": "wait, or free some",
+        }
+    ],
+    "funnel": [{"filter": "present", "nodes_left": 2}],
+    "ahead": 0,
+    "decision_id": "d-7",
+    "gap": 0.0,
+    "evaluated_at": "2027-01-15T07:59:00.000Z",
+}
+GANG = {
+    "apiVersion": "haversack.dev/v1",
+    "kind": "PodGang",
+    "members": ["team/w-0/u-0", "team/w-1/u-1"],
+}
+MOVE = {
+    "seq": 1,
+    "at": "2027-01-15T07:55:00.000Z",
+    "from_state": None,
+    "to_state": "PENDING",
+    "event": "submit",
+    "attempt_id": None,
+    "detail": {},
+}
+
+
+def node(**changes: object) -> dict[str, object]:
+    return {
+        "id": "n-1",
+        "name": "gpu-7",
+        "pool": "default",
+        "price_class": "reserved",
+        "rack": "",
+        "zone": "",
+        "health": "healthy",
+        "cordoned": True,
+        "simulated": False,
+        "gpus": 8,
+        "gpus_used": 3,
+        "gpu_models": ["H100"],
+        "cpu_milli": 64_000,
+        "cpu_milli_used": 3_500,
+        "memory_mib": 524_288,
+        "memory_mib_used": 0,
+        "seen_at": "2027-01-15T07:59:50.000Z",
+        "version": 1,
+        **changes,
+    }
+
+
+def gpu(index: int, **changes: object) -> dict[str, object]:
+    return {
+        "id": f"GPU-{index}",
+        "node_id": "n-1",
+        "node_name": "gpu-7",
+        "index": index,
+        "model": "H100",
+        "memory_mib": 81_920,
+        "health": "healthy",
+        "cordoned": False,
+        "simulated": False,
+        "in_use": True,
+        "job_id": JOB_ID,
+        "job_name": "llama",
+        "version": 1,
+        **changes,
+    }
+
+
+def kubectl(daemon: FakeDaemon, *arguments: str, **more: Any) -> Result:
+    return replace(daemon, program=app).run(*arguments, **more)
+
+
+def listing(*jobs: object) -> FakeDaemon:
+    return FakeDaemon().on("GET", "jobs", items(*jobs))
+
+
+# -- get ------------------------------------------------------------------------------------------
+
+
+def test_jobs_of_the_current_namespace_in_plain_columns() -> None:
+    daemon = listing(job("RUNNING"), job(name="a-much-longer-name", id=OTHER))
+    head, first, second = kubectl(daemon, "get", "jobs").stdout.splitlines()
+    assert head.split() == ["NAME", "ID", "STATUS", "QUEUE", "TASKS", "GPUS", "AGE"]
+    assert first.split() == f"ddp-hello {JOB_ID} RUNNING default 2 2 5m".split()
+    for column in ("ID", "STATUS", "QUEUE", "AGE"):
+        assert head[head.index(column) - 1] == second[head.index(column) - 1] == " "
+        assert second[head.index(column)] != " "
+    assert daemon.requests[0].url.params["tenant"] == "default"
+
+
+def test_other_namespaces_and_all_of_them() -> None:
+    daemon = listing(job(tenant="team"))
+    kubectl(daemon, "-n", "team", "get", "jobs")
+    kubectl(daemon, "get", "jobs", "--namespace=team")
+    everywhere = kubectl(daemon, "get", "jobs", "-A").stdout.splitlines()
+    assert [request.url.params.get("tenant") for request in daemon.requests] == [
+        "team",
+        "team",
+        None,
+    ]
+    assert [line.split()[0] for line in everywhere] == ["NAMESPACE", "team"]
+
+
+def test_wide_names_and_headers() -> None:
+    daemon = listing(job(message="why not"))
+    wide = kubectl(daemon, "get", "jobs", "-o", "wide").stdout
+    assert wide.splitlines()[0].split()[-3:] == ["ATTEMPTS", "EXIT-CODE", "MESSAGE"]
+    assert wide.splitlines()[1].split()[-3:] == ["<none>", "why", "not"]
+    assert kubectl(daemon, "get", "jobs", "-o", "name").stdout == f"job.haversack.dev/{JOB_ID}\n"
+    assert len(kubectl(daemon, "get", "jobs", "--no-headers").stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_documents_are_lists_or_the_one_that_was_named(form: str) -> None:
+    daemon = listing(job()).on("GET", f"jobs/{JOB_ID}", ok(detail()))
+    listed = yaml.safe_load(kubectl(daemon, "get", "jobs", "-o", form).stdout)
+    assert listed == {"kind": "JobList", "items": [job()]}
+    one = yaml.safe_load(kubectl(daemon, "get", "job", JOB_ID, "-o", form).stdout)
+    assert one["id"] == JOB_ID
+
+
+def test_nothing_found_is_told_on_stderr_and_is_no_error() -> None:
+    for arguments, told in (
+        (("get", "jobs", "-n", "team"), "No resources found in team namespace.\n"),
+        (("get", "jobs", "-A"), "No resources found.\n"),
+    ):
+        result = kubectl(listing(), *arguments)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", told)
+    empty = kubectl(listing(), "get", "jobs", "-o", "json")
+    assert (json.loads(empty.stdout)["items"], empty.stderr) == ([], "")
+
+
+def test_fields_select_and_the_limit_is_told() -> None:
+    daemon = listing(job(), job(id=OTHER))
+    result = kubectl(
+        daemon, "get", "jobs", "--field-selector", "state=PENDING,queue==q,name=n", "--limit", "1"
+    )
+    asked = dict(daemon.requests[0].url.params)
+    assert (asked["state"], asked["queue"], asked["name"]) == ("PENDING", "q", "n")
+    assert len(result.stdout.splitlines()) == 2
+    assert "--limit 0" in result.stderr
+    assert len(kubectl(daemon, "get", "jobs", "--limit", "0").stdout.splitlines()) == 3
+
+
+def test_nodes_and_gpus_say_how_they_stand_and_who_has_them() -> None:
+    theirs = gpu(1, job_id=None, job_name=None)
+    free = gpu(2, job_id=None, job_name=None, in_use=False)
+    daemon = (
+        FakeDaemon()
+        .on("GET", "nodes", items(node()))
+        .on("GET", "gpus", items(gpu(0), theirs, free, gpu(3, node_name="gpu-8")))
+    )
+    row = kubectl(daemon, "get", "nodes").stdout.splitlines()[1]
+    assert row.split() == ["gpu-7", "healthy,SchedulingDisabled", "3/8", "H100", "default", "10s"]
+    rows = kubectl(daemon, "get", "gpus", "--field-selector", "node=gpu-7").stdout.splitlines()
+    assert [line.split("H100")[1].strip() for line in rows[1:]] == [
+        "llama",
+        "<another tenant's>",
+        "<none>",
+    ]
+    assert kubectl(daemon, "get", "gpu", "GPU-2", "-o", "name").stdout == (
+        "gpu.haversack.dev/GPU-2\n"
+    )
+
+
+def test_queues_belong_to_namespaces() -> None:
+    def queue(tenant: str) -> dict[str, object]:
+        return {"name": "default", "tenant": tenant, "weight": 1.0, "waiting": 3, "running": 1,
+                "held": 0}  # fmt: skip
+
+    daemon = FakeDaemon().on("GET", "queues", items(queue("default"), queue("team")))
+    assert kubectl(daemon, "get", "queue").stdout.splitlines()[1:] == [
+        "default   3         1         0"
+    ]
+    assert len(kubectl(daemon, "get", "queues", "-A").stdout.splitlines()) == 3
+
+
+def test_watching_prints_what_changes_below_the_first_table() -> None:
+    def stop(_: httpx.Request) -> httpx.Response:
+        raise KeyboardInterrupt
+
+    steps: list[Answer] = [
+        items(job()),
+        items(job()),
+        items(job("RUNNING", version=2), job(id=OTHER)),
+        stop,
+    ]
+    event = 'id: 5\ndata: {"revision": 5, "kind": "job"}\n\n'
+    daemon = FakeDaemon().on("GET", "jobs", *steps)
+    daemon.on("GET", "events", httpx.Response(200, text=event))
+    result = kubectl(daemon, "get", "jobs", "-w")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[2] for line in result.stdout.splitlines()] == [
+        "STATUS",
+        "PENDING",
+        "RUNNING",
+        "PENDING",
+    ]
+
+
+def test_a_heartbeat_alone_is_no_news() -> None:
+    def stop(_: httpx.Request) -> httpx.Response:
+        raise KeyboardInterrupt
+
+    later = node(seen_at="2027-01-15T08:00:00.000Z")
+    daemon = FakeDaemon().on("GET", "nodes", items(node()), items(later), stop)
+    daemon.on("GET", "events", httpx.Response(200, text='data: {"revision": 5}\n\n'))
+    result = kubectl(daemon, "get", "nodes", "-w", "-o", "json")
+    assert json.loads(result.stdout)["name"] == "gpu-7"
+
+
+# -- describe and explain -------------------------------------------------------------------------
+
+
+def explained(found: object, **more: object) -> FakeDaemon:
+    return (
+        FakeDaemon()
+        .on("GET", "jobs", items(job(tenant="team")))
+        .on("GET", f"jobs/{JOB_ID}", ok(found))
+        .on("GET", f"jobs/{JOB_ID}/explain", ok({**TOLD, **more}))
+        .on("GET", f"jobs/{JOB_ID}/history", items(MOVE))
+        .on("GET", "nodes/n-1", ok(node()))
+    )
+
+
+def test_describe_tells_request_pods_attempts_reasons_and_history() -> None:
+    daemon = explained({**detail("RUNNING", attempt()), "document": GANG})
+    text = kubectl(daemon, "describe", "job", "ddp-hello").stdout
+    assert "Namespace:  default" in text
+    assert "2 x (1 GPUs, 1.5 cores, 512 MiB)" in text
+    pods = text[text.index("Pods:") : text.index("Attempt 1 (live):")].splitlines()
+    assert [line.split() for line in pods[1:]] == [
+        ["TASK", "NAME", "NODE", "GPUS"],
+        ["0", "team/w-0", "gpu-7", "1"],
+        ["1", "team/w-1", "<none>", "<none>"],
+    ]
+    assert "best fit" in text
+    assert "waiting-capacity" in text
+    assert text.splitlines()[-1].split() == ["5m", "submit", "PENDING", "<none>"]
+
+
+def test_describe_tells_how_an_attempt_ended() -> None:
+    how = {"rank": 1, "exit_code": None, "signal": 9}
+    ended = attempt(live=False, ended_at="2027-01-15T08:00:00.000Z", end_cause="user", exit=how)
+    daemon = explained(detail("FAILED", ended), reasons=[], funnel=[], decision_id=None)
+    text = kubectl(daemon, "describe", f"job/{JOB_ID}").stdout
+    assert "rank 1 killed by signal 9" in text
+    assert '["python", "t.py"]' in text
+    assert "Reasons" not in text
+
+
+def test_describe_tells_what_is_used_of_a_node_and_by_whom() -> None:
+    daemon = FakeDaemon().on("GET", "nodes/gpu-7", ok(node()))
+    daemon.on("GET", "gpus", items(gpu(0), gpu(9, node_id="n-2")))
+    text = kubectl(daemon, "describe", "node", "gpu-7").stdout
+    assert "3.5/64" in text
+    assert text.splitlines()[-1].split() == ["0", "GPU-0", "healthy", "H100", "llama"]
+    assert "GPU-9" not in text
+
+
+def test_explain_tells_every_reason_with_numbers_and_what_helps() -> None:
+    text = kubectl(explained(detail("PENDING")), "explain", "ddp-hello").stdout
+    assert text.startswith(f"job ddp-hello ({JOB_ID})\nStatus:  PENDING\nWhy:     It waits")
+    head, row = text[text.index("REASON ") :].splitlines()[:2]
+    assert head.split() == ["REASON", "OF", "NEED", "FREE", "LARGEST-BLOCK", "WHY", "WHAT-HELPS"]
+    assert row.endswith("needs 8 GPUs, 0 free   wait, or free some")
+    assert "d-7, 60s ago, proven gap 0.00%" in text
+
+
+@pytest.mark.parametrize(
+    "words", [("pod", "w-1", "-n", "team"), ("team/w-1",), ("pod/w-1", "-n", "team")]
+)
+def test_a_pod_of_a_gang_is_explained_as_its_gang(words: tuple[str, ...]) -> None:
+    daemon = explained({**detail("PENDING"), "document": GANG})
+    text = kubectl(daemon, "explain", *words).stdout
+    assert text.startswith(f"pod team/w-1 is task 1 of 2 of job ddp-hello ({JOB_ID})\n")
+    assert "wait, or free some" in text
+    assert daemon.requests[0].url.params["pod"] == "team/w-1"
+
+
+def test_a_pod_outside_every_job_is_explained_by_what_it_lacks() -> None:
+    waits = ok({"namespace": "team", "name": "p", "reason": "waiting for 1 of 2 pods"})
+    daemon = listing().on("GET", "pods/team/p", waits)
+    for words in (("pod", "p"), ("p",)):
+        result = kubectl(daemon, "explain", *words, "-n", "team")
+        assert result.stdout == (
+            "pod team/p waits outside every job\nWhy:     waiting for 1 of 2 pods\n"
+        )
+
+
+def test_what_is_neither_job_nor_pod_is_not_found() -> None:
+    result = kubectl(listing(), "explain", "x")
+    assert result.exit_code == 1
+    assert 'Error from server (NotFound): jobs.haversack.dev "x" not found' in result.stderr
+    result = kubectl(listing(), "explain", "pod", "x")
+    assert 'Error from server (NotFound): pods "default/x" not found' in result.stderr
+    assert "kubectl describe pod x -n default" in result.stderr
+    result = kubectl(listing(), "explain", "job", "x")
+    assert 'jobs.haversack.dev "x" not found' in result.stderr
+
+
+# -- submit, cancel, logs -------------------------------------------------------------------------
+
+JOB_FILE = """\
+apiVersion: haversack.dev/v1alpha1
+kind: Job
+metadata: {name: ddp-hello}
+spec: {task: {command: ["true"]}}
+"""
+
+
+def accepted(**changes: object) -> FakeDaemon:
+    made = {**job(), "replayed": False, "dry_run": False, **changes}
+    return FakeDaemon().on("POST", "jobs", ok(made, 201))
+
+
+def test_submit_says_what_was_created_in_which_namespace(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB_FILE)
+    daemon = accepted()
+    result = kubectl(daemon, "submit", "-f", str(path), "-n", "team")
+    assert result.stdout == f"job.haversack.dev/ddp-hello created ({JOB_ID})\n"
+    assert daemon.requests[0].headers["x-haversack-tenant"] == "team"
+    named = kubectl(daemon, "submit", "-f", "-", "-o", "name", stdin=JOB_FILE)
+    assert named.stdout == f"job.haversack.dev/{JOB_ID}\n"
+    shown = kubectl(daemon, "submit", "-f", "-", "-o", "json", stdin=JOB_FILE)
+    assert json.loads(shown.stdout)["id"] == JOB_ID
+    again = kubectl(accepted(replayed=True), "submit", "-f", str(path), "--idempotency-key", "k")
+    assert "unchanged" in again.stdout
+    dry = kubectl(accepted(dry_run=True), "submit", "-f", str(path), "--dry-run=server")
+    assert dry.stdout == "job.haversack.dev/ddp-hello created (server dry run)\n"
+
+
+def test_a_wrong_job_file_is_told_with_line_and_suggestion(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB_FILE.replace("command", "comand"))
+    result = kubectl(accepted(), "submit", "-f", str(path))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f'error: error validating "{path}": ')
+    assert "4:" in result.stderr
+    assert "did you mean 'command'?" in result.stderr
+
+
+def test_submit_and_its_usage() -> None:
+    refused = problem(422, "infeasible", "task asks 800 gpus", dimension="gpus")
+    daemon = FakeDaemon().on("POST", "jobs", refused)
+    result = kubectl(daemon, "submit", "-f", "-", stdin=JOB_FILE)
+    assert result.stderr.startswith("Error from server (Invalid): task asks 800 gpus")
+    for arguments in ((), ("-f", "/none"), ("-f", "a", "-f", "b", "--idempotency-key", "k")):
+        result = kubectl(accepted(), "submit", *arguments)
+        assert (result.exit_code, result.stderr[:7]) == (1, "error: ")
+
+
+def test_cancel_goes_on_past_what_it_cannot_find() -> None:
+    daemon = (
+        FakeDaemon()
+        .on("GET", "jobs", items())
+        .on("GET", f"jobs/{JOB_ID}", ok(detail()))
+        .on("GET", f"jobs/{OTHER}", ok(detail(id=OTHER)))
+        .on("POST", f"jobs/{JOB_ID}:cancel", ok(job("CANCELLED")))
+        .on("POST", f"jobs/{OTHER}:cancel", ok(job("STOPPING", id=OTHER)))
+    )
+    result = kubectl(daemon, "cancel", "nope", f"job.haversack.dev/{JOB_ID}", OTHER)
+    assert result.stdout.splitlines() == [
+        "job.haversack.dev/ddp-hello cancelled",
+        "job.haversack.dev/ddp-hello is being cancelled",
+    ]
+    assert result.exit_code == 1
+    assert '"nope" not found' in result.stderr
+
+
+def test_the_newest_of_a_name_counts_and_that_is_told() -> None:
+    daemon = listing(job(), job(id=OTHER)).on("POST", f"jobs/{JOB_ID}:cancel", ok(job("STOPPING")))
+    result = kubectl(daemon, "cancel", "ddp-hello")
+    assert result.exit_code == 0
+    assert f"Warning: several jobs are named ddp-hello; this is the newest, {JOB_ID}" in (
+        result.stderr
+    )
+
+
+def test_logs_are_printed_and_followed_to_the_end_whatever_the_end() -> None:
+    chunk = {
+        "rank": 0,
+        "attempt": 1,
+        "offset": 0,
+        "next_offset": 4,
+        "end": True,
+        "data": "one\n",
+    }
+    end = {"end": True, "state": "FAILED", "exit_code": 3, "end_cause": "user", "message": ""}
+    daemon = FakeDaemon().on("GET", f"jobs/{JOB_ID}", ok(detail("RUNNING", attempt())))
+    daemon.on("GET", f"jobs/{JOB_ID}/logs", ok(chunk))
+    assert kubectl(daemon, "logs", JOB_ID, "--tail", "1").stdout == "one\n"
+    daemon.on("GET", f"jobs/{JOB_ID}/logs", ndjson(chunk, end))
+    result = kubectl(daemon, "logs", "-f", JOB_ID)
+    assert (result.exit_code, result.stdout) == (0, "one\n")
+    assert "FAILED, exit code 3" in result.stderr
+
+
+def test_logs_before_the_start_and_wrong_usage() -> None:
+    daemon = FakeDaemon().on("GET", f"jobs/{JOB_ID}", ok(detail("PENDING")))
+    assert f"explain {JOB_ID}" in kubectl(daemon, "logs", JOB_ID).stderr
+    for arguments in (("--rank", "x"), ("-f", "--tail", "1", "--rank", "all")):
+        assert kubectl(daemon, "logs", JOB_ID, *arguments).exit_code == 1
+
+
+# -- errors and help ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (problem(401, "unauthenticated", "this token is unknown"),
+         "error: You must be logged in to the server (Unauthorized): this token is unknown"),
+        (problem(403, "forbidden", "role viewer"), "Error from server (Forbidden): role viewer"),
+        (problem(429, "overloaded", "slow down"), "Error from server (TooManyRequests): slow down"),
+        (problem(503, "busy", "later"), "Error from server (ServiceUnavailable): later"),
+        (problem(500, "internal", "bad \x1b[2J thing"),
+         "Error from server (InternalError): bad  thing"),
+        (httpx.ConnectError("refused"), "Unable to connect to the server: "),
+    ],
+)  # fmt: skip
+def test_errors_are_worded_as_kubectl_words_them(answer: Answer, told: str) -> None:
+    result = kubectl(FakeDaemon().on("GET", "jobs", answer), "get", "jobs")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("get", "error: You must specify the type of resource to get"),
+        ("get pods", 'error: the server doesn\'t have a resource type "pods"'),
+        ("get jobs nodes/x", "error: there is no need to name a type before TYPE/NAME"),
+        ("get job/x node/y", "error: this command is about job, not about node"),
+        ("get job/", "error: there is no name after 'job/'"),
+        ("get job x -A", "error: what is named cannot be looked for in all namespaces"),
+        ("get jobs --field-selector gpus=1", "error: jobs.haversack.dev cannot be selected"),
+        ("get jobs --field-selector state!=RUNNING", "error: a field is selected by FIELD=VALUE"),
+        ("get jobs -o table", "error: Invalid value for '--output'"),
+        ("get jobs --foo", "error: No such option: --foo"),
+        ("describe", "error: Missing argument"),
+        ("describe ddp-hello", "error: say what 'ddp-hello' is"),
+        ("describe pod x", "error: this command is about job and node, not about pod"),
+        ("frobnicate", "error: No such command 'frobnicate'"),
+    ],
+)
+def test_wrong_usage_is_told_before_anybody_is_asked(arguments: str, told: str) -> None:
+    daemon = FakeDaemon()
+    result = kubectl(daemon, *arguments.split())
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(told), result.stderr
+    assert daemon.requests == []
+
+
+def test_help_of_the_program_names_every_command() -> None:
+    for arguments in ((), ("--help",)):
+        result = kubectl(FakeDaemon(), *arguments)
+        assert result.exit_code == 0
+        for verb in ("get", "describe", "explain", "submit", "cancel", "logs"):
+            assert f"\n  {verb} " in result.stdout
+        assert "\n    -n, --namespace='':\n" in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["get", "describe", "explain", "submit", "cancel", "logs"])
+def test_help_of_a_command_has_examples_options_and_usage(verb: str) -> None:
+    text = kubectl(FakeDaemon(), verb, "-h").stdout
+    assert text.index("Examples:\n  # ") < text.index(f"Usage:\n  kubectl haversack {verb}")
+    assert "\n\n\n" not in text
+    if verb == "logs":
+        assert "\n    -f, --follow=false:\n" in text
+        assert "\n    --tail=-1:\n" in text

@@ -8,7 +8,8 @@ the knapsack maximises, and there a large urgent gang may be outweighed by sever
 - `size` is the gang in GPU equivalents: its GPUs, or what its CPU or memory would make of a node
   with `CPU_MILLI_PER_GPU` and `MEMORY_MIB_PER_GPU` per GPU, whichever is most. The exponent is a
   little below 1, so that of two ways to fill the same GPUs the one that starts more jobs wins.
-- `weight` doubles every 10 points of priority: priority 100 weighs 1024 times priority 0.
+- `weight` doubles every 10 points of priority: priority 100 weighs 1024 times priority 0. Beyond
+  100, where the priorities of a cluster's own classes lie, it doubles with each power of ten.
 - every `TIME_CONSTANT_S` of waiting adds the job's value once more, up to `AGE_FACTOR_MAX` times,
   so that nothing starves behind a stream of newer equals.
 
@@ -29,6 +30,8 @@ SIZE_EXPONENT = 0.95
 CPU_MILLI_PER_GPU = 16_000
 MEMORY_MIB_PER_GPU = 131_072
 PRIORITY_DOUBLES_EVERY = 10.0
+PRIORITY_OWN_MAX = 100
+"""The highest that a job file can name; Kubernetes has them up to 2,000,001,000."""
 TIME_CONSTANT_S = 3_600.0
 AGE_FACTOR_MAX = 25.0
 SCALE = 0.1
@@ -46,9 +49,17 @@ def gpu_equivalents(total: Resources) -> float:
     )
 
 
+def doublings(priority: int) -> float:
+    """How often a job's weight doubles for its priority; it rises strictly, and never overflows."""
+    if priority <= PRIORITY_OWN_MAX:
+        return priority / PRIORITY_DOUBLES_EVERY
+    most = PRIORITY_OWN_MAX / PRIORITY_DOUBLES_EVERY
+    return most + math.log10(priority / PRIORITY_OWN_MAX)
+
+
 def base_value(job: WaitingJob) -> float:
     """What starting `job` is worth before its age counts; equal for a class at one priority."""
-    weight = math.exp2(job.priority / PRIORITY_DOUBLES_EVERY)
+    weight = math.exp2(doublings(job.priority))
     return SCALE * math.pow(gpu_equivalents(job.shape.total), SIZE_EXPONENT) * weight
 
 

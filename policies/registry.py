@@ -19,6 +19,10 @@ from scheduler.model.ports import Admission, Preemption, Profile, QueueOrder, Se
 PROFILES: Mapping[str, Callable[[], Profile]] = {
     # The daemon's default.
     "priority-age": lambda: Profile("priority-age", PriorityAge(), PlacementScore()),
+    # The default, but higher priorities take the places of lower ones, as on Kubernetes.
+    "priority-preempt": lambda: Profile(
+        "priority-preempt", PriorityAge(), PlacementScore(), preemption=Preemption.OUTRANK
+    ),
     # Ours with preemption: no run times, whoever has had least service first.
     "knapsack": lambda: Profile("knapsack", ServiceValue(), BestFit(), preemption=Preemption.EVICT),
     # Baselines as published schedulers have them: who is next.

@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 
 from policies.line import size_of
-from policies.priority_age import PRIORITY_DOUBLES_EVERY, VALUE_MAX, VALUE_MIN
+from policies.priority_age import VALUE_MAX, VALUE_MIN, doublings
 from scheduler.model.job import WaitingJob
 from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import UtcSeconds
@@ -61,12 +61,12 @@ class ServiceValue:
 
 
 def value_of(job: WaitingJob, size: float, now: UtcSeconds) -> float:
-    """What starting `job` is worth; `size` in GPUs. Doubles every 10 points of priority."""
-    doublings = float(level_of(job.attained_s * size))
-    doublings -= (job.priority - PRIORITY_NEUTRAL) / PRIORITY_DOUBLES_EVERY
+    """What starting `job` is worth; `size` in GPUs. Doubles every 10 points of priority, as `doublings` says."""
+    halvings = level_of(job.attained_s * size) + doublings(PRIORITY_NEUTRAL)
+    weight = math.exp2(doublings(job.priority) - halvings)
     waited_s = max(0.0, now - job.submitted_at)
     age = 1.0 + AGE_SHARE * waited_s / (waited_s + AGE_S)
-    return min(max(SCALE * size * math.exp2(-doublings) * age, VALUE_MIN), VALUE_MAX)
+    return min(max(SCALE * size * weight * age, VALUE_MIN), VALUE_MAX)
 
 
 def level_of(service_gpu_s: float) -> int:

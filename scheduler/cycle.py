@@ -149,7 +149,8 @@ async def run_cycle(
     report = _outlook(snapshot, now)
     state = CycleState(snapshot, stuck, report.next_eligible_at)
     turn = before.awaited_at is not None and before.awaited_at <= now
-    if not snapshot.waiting or not (force or turn or _could_matter(delta, stuck)):
+    useful = _could_matter(delta, stuck) or _more_yield(before.snapshot, delta)
+    if not snapshot.waiting or not (force or turn or useful):
         await context.solver.feed(delta, lambda: as_full_delta(snapshot))
         return state, report
 
@@ -232,6 +233,14 @@ def _no_more_room(delta: SnapshotDelta) -> bool:
 def _could_matter(delta: SnapshotDelta, stuck: frozenset[str]) -> bool:
     """Whether a decision could use what changed: room, or a shape that found none."""
     return not _no_more_room(delta) or any(job.class_key not in stuck for job in delta.waiting)
+
+
+def _more_yield(before: Snapshot, delta: SnapshotDelta) -> bool:
+    """Whether an attempt may be stopped now that could not before."""
+    return any(
+        attempt.preemptible and attempt.id in before.live and not before.live[attempt.id].preemptible
+        for attempt in delta.live
+    )
 
 
 def _stuck(profile: Profile, plan: Plan, committed: CommitReport) -> frozenset[str]:

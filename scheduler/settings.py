@@ -202,7 +202,7 @@ class KubernetesSettings(_Section):
     Attributes:
         kubeconfig: how to reach the API server; without one, as a pod of the cluster.
         namespace: where the leader's epoch is published, as Lease `haversack-epoch`.
-        binds_in_flight_max: gangs that are bound at once.
+        binds_in_flight_max: requests to bind a pod that are under way at once.
         sync_s: how long the first reading of nodes and pods may take.
         job_namespace: where jobs that were submitted to Haversack become pods.
         image: container image of such jobs that name none.

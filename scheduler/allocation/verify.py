@@ -474,10 +474,13 @@ def _evictions(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:
             yield _unsafe(Kind.EVICTION, f"attempt {eviction.attempt_id} may not be preempted")
         elif attempt.stopping:
             yield _unsafe(Kind.EVICTION, f"attempt {eviction.attempt_id} is told to end already")
-        if eviction.for_job not in snapshot.waiting:
+        heir = snapshot.waiting.get(eviction.for_job)
+        if heir is None:
             yield _unsafe(
                 Kind.EVICTION, f"job {eviction.for_job}, which should profit, does not wait"
             )
+        elif not heir.evicts:
+            yield _unsafe(Kind.EVICTION, f"nobody may be stopped for job {eviction.for_job}")
 
 
 def _reasons(plan: Plan, snapshot: Snapshot) -> Iterator[Violation]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from scheduler.backends.backend import Surroundings
-from scheduler.errors import ConfigurationError, FencedError, HaversackError
+from scheduler.backends.explaining import Explainer
+from scheduler.errors import ConfigurationError, FencedError
 from scheduler.execution.kubernetes.access import Access, load_access
 from scheduler.execution.kubernetes.avoiding import Avoided
 from scheduler.execution.kubernetes.binder import Binder
@@ -21,7 +21,7 @@ from scheduler.execution.kubernetes.conditions import Conditions
 from scheduler.execution.kubernetes.events import Events
 from scheduler.execution.kubernetes.evict import Evictor
 from scheduler.execution.kubernetes.executor import KubernetesExecutor
-from scheduler.execution.kubernetes.fence import Fence
+from scheduler.execution.kubernetes.fence import LEASE_SEEN_S, PROOF_LONGEST_S, Fence
 from scheduler.execution.kubernetes.follower import Follower
 from scheduler.execution.kubernetes.gathering import ClusterGatherer
 from scheduler.execution.kubernetes.launching import Launching
@@ -32,23 +32,21 @@ from scheduler.execution.kubernetes.pods import Pod, pod_of
 from scheduler.execution.kubernetes.reader import Pace, Reader
 from scheduler.execution.kubernetes.role import RoleLabel
 from scheduler.execution.kubernetes.runtime import PodRuntime
-from scheduler.execution.kubernetes.server import ApiServer, RejectedError
+from scheduler.execution.kubernetes.server import ApiServer, Lane, Limits, RejectedError
 from scheduler.execution.kubernetes.telling import Teller
 from scheduler.execution.kubernetes.upkeep import Upkeep
 from scheduler.execution.kubernetes.verdicts import Verdicts
 from scheduler.model.execution import LogChunk
 from scheduler.model.lifecycle import JobState
-from scheduler.model.quantity import AttemptId, JobId
+from scheduler.model.quantity import AttemptId
 from scheduler.settings import KubernetesSettings
-from scheduler.store.decisions import why_outside_waits
 from scheduler.store.execution import expected
 from scheduler.store.lease import require
-from scheduler.store.outside import SqlOutsideStore, set_aside
-from scheduler.store.transaction import Transaction
+from scheduler.store.outside import SqlOutsideStore
 
 log = structlog.get_logger(__name__)
 
-_TELL_EVERY_S = 1.0
+_ORDERS_PER_BIND = 16
 _STALE_S = 120.0
 """A reader that has heard nothing for so long is in trouble: bookmarks come each minute."""
 
@@ -89,16 +87,17 @@ class KubernetesBackend:
     Attributes:
         logs: says where logs are.
         runtime: takes every job that can become pods.
-        launches_max: gangs that are bound at once.
+        launches_max: gangs whose binding may be under way, or wait for its turn.
     """
 
     def __init__(self, given: Surroundings, access: Access) -> None:
-        self.logs = NoLogs()
         self.runtime = PodRuntime(given.settings.kubernetes.image)
-        self.launches_max = given.settings.kubernetes.binds_in_flight_max
+        # Requests are bounded where they are made. Orders may wait there in numbers, so that one
+        # transaction claims many.
+        self.launches_max = _ORDERS_PER_BIND * given.settings.kubernetes.binds_in_flight_max
         self._given = given
         self._settings = given.settings.kubernetes
-        self._server = ApiServer(access)
+        self._server = ApiServer(access, _limits(self._settings.binds_in_flight_max))
         self._unfenced = ""
         self._role = RoleLabel(self._server, self._settings.namespace, self._settings.pod_name)
         self._stack = AsyncExitStack()
@@ -129,8 +128,13 @@ class KubernetesBackend:
         fence = Fence(self._server, holder=holder, namespace=self._settings.namespace)
         fenced = await self._raise_fence(fence)
         evictor = Evictor(self._server, given.clock)
-        binder = Binder(self._server, evictor, fence=fence if fenced else None)
-        cluster = Cluster(told=self._news)
+        binder = Binder(
+            self._server,
+            evictor,
+            fence=fence if fenced else None,
+            in_flight=self._settings.binds_in_flight_max,
+        )
+        cluster = Cluster(told=self._news, job_namespace=self._settings.job_namespace)
         store = SqlOutsideStore(given.database, given.epoch, given.ids)
         self._teller = Teller(
             Conditions(self._server, given.clock),
@@ -153,6 +157,7 @@ class KubernetesBackend:
             namespace=self._settings.job_namespace,
             image=self._settings.image,
         )
+        self._explainer = Explainer(given.database, cluster, follower, self._teller)
         self._upkeep = Upkeep(cluster, evictor, given.clock, keep_s=self._settings.keep_pods_s)
         executor = self._executor = KubernetesExecutor(
             cluster, binder, pinner, evictor, launching, given.clock, synced=self._synced
@@ -199,7 +204,8 @@ class KubernetesBackend:
         try:
             missing = await fence.ensure()
             await fence.publish(epoch)
-            proof = await fence.prove(epoch)
+            # What could not be made will not come into force.
+            proof = await fence.prove(epoch, longest_s=LEASE_SEEN_S if missing else PROOF_LONGEST_S)
         except RejectedError as error:
             self._unfenced = f"epoch {epoch} cannot be published: {error}"
         else:
@@ -246,7 +252,7 @@ class KubernetesBackend:
                 group.create_task(self._upkeep.run())
                 group.create_task(self._teller.run())
                 group.create_task(self._verdicts.run())
-                group.create_task(self._explain(self._follower))
+                group.create_task(self._explainer.run())
                 group.create_task(self._mind_readers())
                 if self._settings.pod_name:
                     group.create_task(self._role.keep(self._lead))
@@ -263,29 +269,6 @@ class KubernetesBackend:
         for task in done:
             task.result()
             raise RuntimeError(f"{task.get_name()} ended by itself")
-
-    async def _explain(self, follower: Follower) -> None:
-        """Tell pods what the latest decision says of them."""
-        while True:
-            await asyncio.sleep(_TELL_EVERY_S)
-            try:
-                self._teller.wait_for(await self._reasons(follower))
-            except HaversackError as error:
-                log.warning("pods are not told why they wait", why=str(error))
-
-    async def _reasons(self, follower: Follower) -> list[tuple[Pod, str]]:
-        """Why pods wait, as far as anybody has said. Raises HaversackError."""
-        waiting = {
-            job_id: pods
-            for job_id, members in follower.members().items()
-            if (pods := self._waiting(members))
-        }
-        why = await self._given.database.read(lambda tx: _why(tx, waiting.keys()))
-        return [(pod, told) for job_id, told in why.items() for pod in waiting.get(job_id, ())]
-
-    def _waiting(self, members: Sequence[str]) -> tuple[Pod, ...]:
-        found = map(self._cluster.pod, members)
-        return tuple(pod for pod in found if pod is not None and pod.waiting)
 
     def troubles(self) -> Mapping[str, str]:
         """The readers', the fence's and the follower's."""
@@ -314,10 +297,11 @@ class KubernetesBackend:
         await self._stack.aclose()
 
 
-def _why(tx: Transaction, waiting: AbstractSet[JobId]) -> dict[JobId, str]:
-    """Why these jobs wait, as far as anybody has said."""
-    decided = why_outside_waits(tx)
-    return decided | set_aside(tx, waiting - decided.keys())
+def _limits(binds: int) -> Limits:
+    """The usual ones, with so many requests to bind at once."""
+    usual = Limits()
+    bind = replace(usual.lanes[Lane.BIND], in_flight=binds)
+    return replace(usual, lanes={**usual.lanes, Lane.BIND: bind})
 
 
 class NoLogs:

@@ -36,22 +36,55 @@ runs there, or to a loopback address.
 """
 
 
+_KUBECTL_HEAD = """\
+# kubectl haversack
+
+Written by `make docs` from the commands themselves; a test keeps the two equal.
+
+The executable `kubectl-haversack` lies beside `haversack`; where it is on the PATH, kubectl runs
+it as `kubectl haversack`. It speaks to Haversack's own API, not to that of Kubernetes, and
+`--server` is Haversack's address. Address, token and data directory are found as
+[`haversack` finds them](cli.md#which-daemon-which-token).
+
+A namespace of Kubernetes is a tenant of Haversack. The namespace is that of `-n`, else that of the
+current context in the kubeconfig (`KUBECONFIG`, `~/.kube/config`), else `default`. A job is named
+by its name, of which the newest job counts, or by its id, in whatever namespace; `job/NAME` and
+what `-o name` prints will do as well.
+
+Data goes to stdout, all else to stderr. The exit status is 0, or 1 if anything went wrong;
+`logs -f` ends with 0 however the job ends. Lists in JSON and YAML are `{kind, items}`; single
+objects are what the API answers, field by field. There are no labels on jobs, hence no `-l`;
+`--field-selector` selects.
+"""
+
+
+def kubectl_markdown(application: typer.Typer) -> str:
+    """The whole page of `kubectl haversack`."""
+    return f"{_KUBECTL_HEAD}\n{_body(get_command(application), 'kubectl haversack')}"
+
+
 def markdown(application: typer.Typer) -> str:
-    """The whole page for `application`, whose name is `haversack`."""
-    root: Any = get_command(application)
+    """The whole page of `haversack`."""
     lines = [_HEAD, "## Exit codes\n", "| Code | Meaning |", "| --- | --- |"]
     lines += [f"| {code.value} | {meaning} |" for code, meaning in MEANINGS.items()]
-    lines += ["", "## Global options", "", *_options(root)]
-    commands = sorted(_commands(root, "haversack"))
+    return "\n".join([*lines, "", _body(get_command(application), "haversack")])
+
+
+def _body(root: Any, program: str) -> str:
+    """Options and commands of a program."""
+    lines = ["## Global options", "", *_options(root)]
+    commands = sorted(_commands(root, program))
     lines += ["", "## Commands", "", "| Command | What it does |", "| --- | --- |"]
     lines += [
-        f"| [`{name}`](#{name.replace(' ', '-')}) | {_text(command.help)} |"
+        f"| [`{name}`](#{name.replace(' ', '-')}) | {_first(command.help)} |"
         for name, command in commands
     ]
     for name, command in commands:
         lines += ["", f"## {name}", "", _text(command.help), "", f"`{_usage(name, command)}`"]
         options = list(_options(command))
         lines += ["", *options] if options else []
+        if command.epilog:
+            lines += ["", "```sh", *command.epilog.strip().splitlines(), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +141,11 @@ def _metavar(param: Any) -> str:
 
 def _default(param: Any) -> str:
     return f" Default `{getattr(param.default, 'value', param.default)}`."
+
+
+def _first(help_text: str | None) -> str:
+    """The first paragraph alone."""
+    return _text((help_text or "").split("\n\n")[0])
 
 
 def _text(help_text: str | None) -> str:

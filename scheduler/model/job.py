@@ -239,6 +239,7 @@ class WaitingJob:
         attained_s: seconds that earlier attempts ran; what least-attained-service orders go by.
         runtime_s: seconds it is expected to run from its next start on, where somebody may know:
             a declared limit or a prediction; None where nobody does.
+        evicts: whether others may be stopped to let it in.
     """
 
     id: JobId
@@ -253,3 +254,4 @@ class WaitingJob:
     class_key: str
     attained_s: float = 0.0
     runtime_s: float | None = None
+    evicts: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,8 @@ class OutsideGang:
         members: what waits to become task 0, 1, ...: `namespace/name/uid` of each pod.
         preemptible: whether it may be stopped for others.
         submitted_at: when its first member was made.
+        evicts: whether others may be stopped for it.
+        priority_class: what gave it its priority, "" if nothing with a name did.
     """
 
     key: str
@@ -33,6 +35,8 @@ class OutsideGang:
     members: tuple[str, ...]
     preemptible: bool
     submitted_at: UtcSeconds
+    evicts: bool = True
+    priority_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,10 @@ class OutsideStore(Protocol):
 
     async def withdraw(self, keys: Sequence[str], why: str, now: UtcSeconds) -> None:
         """Their members are gone: a waiting one ends CANCELLED, a live one must not run again."""
+        ...
+
+    async def shield(self, job_ids: Collection[JobId], now: UtcSeconds) -> None:
+        """These of the open gangs must not be stopped for others, for now; all the rest may."""
         ...
 
     async def open_gangs(self) -> Mapping[str, OutsideJob]:

@@ -117,6 +117,9 @@ class Preemption(StrEnum):
     """Running and waiting jobs compete in order at every decision; who loses is stopped."""
     EVICT = "evict"
     """Running jobs are stopped where the knapsack gains more than it costs."""
+    OUTRANK = "outrank"
+    """Running jobs are stopped for waiting ones of higher priority, whatever each is worth, and for
+    no others; as few as possible, the lowest first."""
 
 
 class Sees(StrEnum):

@@ -69,6 +69,7 @@ class LiveAttempt:
             job.class_key,
             job.attained_s + ran_s,
             None if job.runtime_s is None else max(0.0, job.runtime_s - ran_s),
+            job.evicts,
         )
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Column, Row, bindparam, select
 
 from scheduler.model.access import Actor
 from scheduler.model.lifecycle import JobState
-from scheduler.model.plan import Waiting
+from scheduler.model.plan import ReasonCode, Waiting
 from scheduler.model.quantity import DecisionId, JobId, UtcSeconds
 from scheduler.model.view import DecisionView, Page
 from scheduler.store import codec, paging
@@ -30,6 +30,7 @@ _REASON = (
     .outerjoin(decisions, decisions.c.id == reasons.c.decision_id)
     .where(reasons.c.class_key == bindparam("class_key"))
 )
+_NEWEST = select(decisions.c.revision).order_by(decisions.c.revision.desc()).limit(1)
 _OUTSIDE = (
     select(jobs.c.id, reasons.c.document)
     .join(reasons, reasons.c.class_key == jobs.c.class_key)
@@ -60,14 +61,27 @@ def reasons_of(tx: Transaction, class_key: str) -> StoredReasons | None:
     return StoredReasons(codec.waiting(row.document), row.decision_id, row.gap, row.at)
 
 
+def newest_revision(tx: Transaction) -> int:
+    """The revision of the latest decision; 0 without one. One look at an index."""
+    return tx.connection.execute(_NEWEST).scalar_one_or_none() or 0
+
+
 def why_outside_waits(tx: Transaction) -> dict[JobId, str]:
-    """What to tell each waiting gang that somebody else made. One statement, O(such gangs)."""
+    """What to tell each waiting gang that somebody else made. One statement, O(such gangs).
+
+    Gangs that were merely left to the next cycle are not told so: it comes in moments.
+    """
     said: dict[str, str] = {}
     found: dict[JobId, str] = {}
     for job_id, document in tx.connection.execute(_OUTSIDE):
         if document not in said:
-            said[document] = "; ".join(each.message for each in codec.waiting(document).reasons)
-        found[JobId(job_id)] = said[document]
+            said[document] = "; ".join(
+                each.message
+                for each in codec.waiting(document).reasons
+                if each.code is not ReasonCode.PENDING_EVALUATION
+            )
+        if said[document]:
+            found[JobId(job_id)] = said[document]
     return found
 
 

@@ -50,7 +50,9 @@ def of_gang(gang: OutsideGang) -> str:
         "spec": {
             "queue": gang.queue,
             "priority": gang.priority,
+            "priorityClass": gang.priority_class,
             "preemptible": gang.preemptible,
+            "evicts": gang.evicts,
             "shape": gang.shape,
         },
         "members": gang.members,

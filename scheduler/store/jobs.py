@@ -137,6 +137,7 @@ class NewJob:
     preemptible: bool
     api_version: str
     outside_key: str | None = None
+    evicts: bool = True
 
 
 def add(tx: Transaction, job: JobView, spec: JobSpec, api_version: str) -> JobView:
@@ -214,6 +215,7 @@ def _columns(new: NewJob, revision: int) -> dict[str, object]:
         "site": codec.site_text(shape.site),
         "extras": codec.text(shape.extras),
         "preemptible": new.preemptible,
+        "evicts": new.evicts,
         "class_key": job.class_key,
         "api_version": new.api_version,
         "document": job.document,

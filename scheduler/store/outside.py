@@ -71,6 +71,20 @@ _HELD_GPUS = select(allocations.c.gpu_id).where(
     text("live AND gpu_id IS NOT NULL"),  # the very words of the partial index
     allocations.c.gpu_id.in_(bindparam("among", expanding=True)),
 )
+_SHIELDED = select(jobs.c.id).where(
+    jobs.c.shielded.is_(True),
+    jobs.c.state.in_([state.value for state in JobState if not state.terminal]),
+)
+_SET_SHIELD = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("of"))
+    .values(shielded=bindparam("on"), revision=bindparam("at"))
+)
+_TOUCH_LIVE = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("of"), LIVE)
+    .values(revision=bindparam("at"))
+)
 _FORGET_KEY = update(jobs).where(jobs.c.id == bindparam("of")).values(outside_key=None)
 
 
@@ -126,6 +140,14 @@ class SqlOutsideStore:
         await self._database.write(
             lambda tx: withdraw(tx, keys, why, epoch=self._epoch, now=now, ids=self._ids)
         )
+
+    async def shield(self, job_ids: Collection[JobId], now: UtcSeconds) -> None:
+        """These of the open gangs must not be stopped for others, for now. See `shield`.
+
+        Raises:
+            FencedError: another leader has taken over.
+        """
+        await self._database.write(lambda tx: shield(tx, job_ids, epoch=self._epoch, now=now))
 
     async def open_gangs(self) -> Mapping[str, OutsideJob]:
         """Every gang that has not ended, by key, oldest first."""
@@ -259,7 +281,7 @@ def _waiting_job(
         version=1,
         revision=0,
     )
-    return NewJob(job, gang.preemptible, documents.API_VERSION, gang.key)
+    return NewJob(job, gang.preemptible, documents.API_VERSION, gang.key, gang.evicts)
 
 
 def withdraw(
@@ -303,6 +325,37 @@ def withdraw(
         if JobState(row.state) in _LEAVING and row.desired != "stop":
             set_desired_stop(tx, row, now=now)
         _audit(tx, "jobs.withdraw", row.id, row.tenant_id, {"from": row.state, "why": why}, now)
+
+
+def shield(
+    tx: Transaction, job_ids: Collection[JobId], *, epoch: int, now: UtcSeconds
+) -> None:
+    """Say which gangs must not be stopped for others, for now; all that are not named may.
+
+    It makes no move and no version: it is what the cluster says, not what somebody did to the job.
+    Snapshots see it by the revision of the attempt.
+
+    Raises:
+        FencedError: another leader has taken over.
+
+    Cost: one statement where nothing changes, three more where something does.
+    """
+    lease.require(tx, epoch)
+    wanted = set(job_ids)
+    known = {JobId(row.id) for row in tx.connection.execute(_SHIELDED)}
+    changed = sorted(wanted ^ known)
+    if not changed:
+        return
+    revision = tx.next_revision(
+        tenant=SYSTEM_TENANT,
+        kind="shield",
+        object_id="jobs",
+        payload={"shielded": len(wanted), "changed": len(changed)},
+        at=now,
+    )
+    rows = [{"of": of, "on": of in wanted, "at": revision} for of in changed]
+    tx.connection.execute(_SET_SHIELD, rows)
+    tx.connection.execute(_TOUCH_LIVE, rows)
 
 
 def open_gangs(tx: Transaction) -> dict[str, OutsideJob]:

@@ -22,7 +22,7 @@ from scheduler.model.quantity import (
 from scheduler.store import tables
 from scheduler.store.journal import GENESIS
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration; a test compares it with the scripts."""
 
 _MIGRATIONS = Path(__file__).with_name("migrations")

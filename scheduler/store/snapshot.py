@@ -76,6 +76,8 @@ _WAITING_COLUMNS = (
     jobs.c.site,
     jobs.c.extras,
     jobs.c.preemptible,
+    jobs.c.shielded,
+    jobs.c.evicts,
     jobs.c.attempts,
     jobs.c.class_key,
     _ATTAINED_S.label("attained_s"),
@@ -212,6 +214,8 @@ def _waiting_job(row: AnyRow, sees: Sees) -> WaitingJob:
         eligible_at,
         *shape,
         preemptible,
+        shielded,
+        evicts,
         made,
         class_key,
         attained_s,
@@ -224,11 +228,12 @@ def _waiting_job(row: AnyRow, sees: Sees) -> WaitingJob:
         submitted_at=UtcSeconds(submitted_at),
         eligible_at=UtcSeconds(eligible_at),
         shape=_shape(*shape),
-        preemptible=preemptible,
+        preemptible=preemptible and not shielded,
         attempts=made,
         class_key=class_key,
         attained_s=attained_s,
         runtime_s=_limit_s(row.document) if sees is Sees.LIMITS else None,
+        evicts=evicts,
     )
 
 

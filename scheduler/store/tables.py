@@ -216,6 +216,9 @@ jobs = Table(
     Column("site", Text, nullable=False, server_default=""),
     Column("extras", Text, nullable=False, server_default="[]"),
     Column("preemptible", Boolean, nullable=False),
+    # Whether others may be stopped for it; whether something outside forbids for now to stop it.
+    Column("evicts", Boolean, nullable=False, server_default=true()),
+    Column("shielded", Boolean, nullable=False, server_default=false()),
     Column("class_key", String(64), nullable=False),
     # As submitted, with its apiVersion; converted on read.
     Column("api_version", String(64), nullable=False),

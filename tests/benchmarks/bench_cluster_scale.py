@@ -1,15 +1,15 @@
-"""How a daemon stands 5,000 nodes of 8 GPUs with 20,000 running pods: start, memory, small changes.
+"""How a daemon stands 5,000 nodes of 8 GPUs with 20,000 running pods: start, memory, changes.
 
-A fake API server holds the objects, as a real one would send them (nodes of 8 KiB, pods of 3.5 KiB);
+A fake API server holds objects as large as those of a real one (nodes of 8 KiB, pods of 3.5 KiB);
 most pods are another scheduler's. The daemon starts twice, on an empty store and again on what it
-has stored, after it has bound some pods itself; each time a pod waits for it. Measured from outside:
-seconds from the start of the process to that pod's binding, memory of the daemon and of its solver
-process, CPU seconds of both, and the CPU that one changed pod costs all told. On the store that is
-left: what a cycle takes to see one changed node.
+has stored, after it has bound some pods itself; each time a pod waits for it. Measured from
+outside: seconds from the start of the process to that pod's binding, memory of the daemon and of
+its solver process, CPU seconds of both, and the CPU that one changed pod costs all told. On the
+store that is left: what a cycle takes to see one changed node.
 
 Exits 1 when the restart takes longer than 10 s to its first binding, the processes together need
-more than 600 MB, or the snapshot of a changed node takes more than 50 ms. Wall times are those of a
-machine that also runs the API server: compare CPU.
+more than 600 MB, or the snapshot of a changed node takes more than 50 ms of CPU. Wall times are
+those of a machine that also runs the API server: compare CPU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from support.kubernetes.storage import Change
 
 from scheduler.clock import SystemClock
 from scheduler.model.node import Node
-from scheduler.model.quantity import UtcSeconds
 from scheduler.model.snapshot import Snapshot
 from scheduler.settings import StoreSettings
 from scheduler.store.database import Database
@@ -224,7 +223,7 @@ async def _snapshots(database: Database) -> tuple[float, float]:
 
 
 async def _change(database: Database, node: Node) -> None:
-    await database.write(lambda tx: sync_changes(tx, [node], [], now=UtcSeconds(time.time())))
+    await database.write(lambda tx: sync_changes(tx, [node], [], now=SystemClock().now()))
 
 
 async def _seen(database: Database, before: Snapshot) -> Snapshot:

@@ -28,7 +28,10 @@ _POLICY_BINDINGS = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpol
 _SELF = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 _PROBE = "haversack-fence-probe"
 _PROOF_GAP_S = 0.1
-_PROOF_LONGEST_S = 10.0
+PROOF_LONGEST_S = 10.0
+"""A policy that was made just now is in force by then."""
+LEASE_SEEN_S = 1.0
+"""A Lease that was written just now is seen by every API server by then."""
 _PUBLISH_TRIES = 10
 
 
@@ -270,7 +273,7 @@ class Fence:
             raise FencedError(f"epoch {epoch} is over: the cluster is at {at}, held by {holder}")
         return at == epoch
 
-    async def prove(self, epoch: int) -> Proof:
+    async def prove(self, epoch: int, *, longest_s: float = PROOF_LONGEST_S) -> Proof:
         """See by dry runs that another epoch is refused and ours is not.
 
         A policy takes some time to come into force, and an API server some milliseconds to see a
@@ -285,7 +288,7 @@ class Fence:
             other, ours = await self._dry_run(epoch + 1), await self._dry_run(epoch)
             if other is not None and is_stale(other) and ours is None:
                 return Proof(holds=True)
-            if waited_s >= _PROOF_LONGEST_S:
+            if waited_s >= longest_s:
                 if ours is not None:
                     return Proof(holds=False, why=f"cannot bind with epoch {epoch}: {ours.message}")
                 return Proof(holds=False, why=f"nothing refuses other epochs than {epoch}")

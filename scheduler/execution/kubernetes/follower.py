@@ -7,7 +7,7 @@ follower may die between any two lines, and its successor goes on where it was.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,6 +75,7 @@ class Follower:
 
     Attributes:
         trouble: why the last step failed; "" when all is well.
+        taken_in: gangs taken in so far.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Follower:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.trouble = ""
+        self.taken_in = 0
         self._cluster = cluster
         self._store = store
         self._gatherer = gatherer
@@ -111,9 +113,9 @@ class Follower:
             self._woken = True
             self._loop.call_soon_threadsafe(self._wake.set)
 
-    def members(self) -> Mapping[JobId, tuple[str, ...]]:
-        """The pods of every job that was taken in and has not been seen to end."""
-        return {job_id: self._members[key] for key, job_id in self._jobs.items()}
+    def job_of(self, member: str) -> JobId | None:
+        """The job that this pod (`str(pod.ref)`) was taken in with, until it is seen to end."""
+        return self._jobs.get(self._gang_of.get(member, ""))
 
     def pod_waits(self, namespace: str, name: str) -> str:
         """Why a pod is in no gang that was taken in; "" if it is in one, or is not ours."""
@@ -247,6 +249,7 @@ class Follower:
         return all(map(self._cluster.available, self._members[key]))
 
     def _remember(self, key: str, job_id: JobId, members: Iterable[str]) -> None:
+        self.taken_in += 1
         self._members[key] = tuple(members)
         self._jobs[key] = job_id
         self._gang_of.update(dict.fromkeys(self._members[key], key))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
@@ -284,12 +284,30 @@ class ApiServer:
     ) -> AsyncGenerator[bytes, None]:
         """The lines of a reply that goes on, such as a watch; a line cut short is left out.
 
+        Args:
+            path: what to read.
+            query: parameters of the watch.
+            silence_s: without a byte for so long, the connection counts as lost.
+        """
+        rest = b""
+        async with aclosing(self.chunks(path, query, silence_s=silence_s)) as chunks:
+            async for chunk in chunks:
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    if line:
+                        yield line
+
+    async def chunks(
+        self, path: str, query: Mapping[str, str], *, silence_s: float
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of a reply that goes on, as they come.
+
         Nothing is repeated here, but credentials that the server refuses are read afresh, so that
         the next call may pass.
 
         Args:
             path: what to read.
-            query: parameters of the watch.
+            query: its parameters.
             silence_s: without a byte for so long, the connection counts as lost.
         """
         await self._keep_fresh()
@@ -297,7 +315,7 @@ class ApiServer:
             total=None, sock_connect=self._limits.connect_s, sock_read=silence_s
         )
         request = _Request("GET", path, times, query, {"Accept-Encoding": "identity"})
-        rest, sent = b"", self._access.headers()
+        sent = self._access.headers()
         async with self._reply(request) as reply:
             if reply.status == _UNAUTHORIZED:
                 await self._renew(sent)
@@ -305,12 +323,9 @@ class ApiServer:
                 raise _refusal(reply, await reply.read())
             try:
                 async for chunk in reply.content.iter_any():
-                    *whole, rest = (rest + chunk).split(b"\n")
-                    for line in whole:
-                        if line:
-                            yield line
+                    yield chunk
             finally:
-                # Whoever leaves a watch does not wait for the server's TLS farewell.
+                # Whoever leaves a stream does not wait for the server's TLS farewell.
                 if reply.connection is not None and reply.connection.transport is not None:
                     reply.connection.transport.abort()
 

@@ -134,6 +134,7 @@ class _World:
     _nodes: list[str] = field(default_factory=list)
     _cordoned: set[str] = field(default_factory=set)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _node_numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def begin(self) -> None:
         """Nodes, and somebody else's pods on some of them."""
@@ -218,7 +219,7 @@ class _World:
             self._stranger(node)
 
     def _add_node(self) -> None:
-        name = f"work-{next(self._numbers)}"
+        name = f"work-{next(self._node_numbers)}"
         self._nodes.append(name)
         self.fake.create(objects.node(name, gpus=_GPUS, labels={"role": "work"}))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -55,7 +55,7 @@ _RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass
 _TRIES = 3
 """Its picture of the cluster lags behind the server's: a difference counts when it stays."""
 _NOW = UtcSeconds(1_800_000_000.0)
-_REASON = re.compile(r"(\d+) (?:node\(s\) )?([^,.:{]+?)(?: \{[^}]*\})?(?=[,.]|$)")
+_REASON = re.compile(r"(\d+) (?:node\(s\) )?([^/,:]+?)(?=, \d|\.(?: |$))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +74,26 @@ class Ours:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """A pod on which the two do not agree.
+class Verdict:
+    """What both say of one pod.
 
     Attributes:
         nodes: all of the cluster, by name.
+        placed: pods of the cluster.
     """
 
     pod: Json
     theirs: Judged
     ours: Ours
     nodes: Mapping[str, Json]
+    placed: Sequence[Json]
+
+    @property
+    def agreed(self) -> bool:
+        """Whether they name the same nodes, and our decision takes one of them where it can."""
+        planned = self.ours.planned
+        sound = planned in self.theirs.nodes if self.theirs.nodes else not planned
+        return sound and self.theirs.nodes == self.ours.nodes
 
     def told(self) -> str:
         """For people: who says what, with the nodes in question."""
@@ -96,6 +105,8 @@ class Difference:
                 node = self.nodes[name]
                 fields = node["metadata"]["labels"], node["spec"], node["status"]["allocatable"]
                 lines.append(f"{what} takes {name}: {fields}")
+                on_it = (pod for pod in self.placed if pod["spec"].get("nodeName") == name)
+                lines += [f"  beside {pod['spec']} {pod['status']}" for pod in on_it]
         return "\n  ".join(lines)
 
 
@@ -198,18 +209,36 @@ class Comparison:
     """
 
     agreed: int = 0
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[Verdict] = field(default_factory=list)
     refused: int = 0
     asked: int = 0
     feasible: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     features: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def judged(self) -> int:
+        """Pods that both have judged."""
+        return self.agreed + len(self.differences)
+
+    def note(self, verdict: Verdict | None) -> None:
+        """One more pod; None for one that the API server did not take."""
+        if verdict is None:
+            self.refused += 1
+            return
+        if verdict.agreed:
+            self.agreed += 1
+        else:
+            self.differences.append(verdict)
+        self.asked += len(verdict.nodes)
+        self.feasible += len(verdict.theirs.nodes)
+        for count, reason in _REASON.findall(verdict.theirs.message):
+            self.reasons[reason] += int(count)
+
     def report(self) -> str:
         """A table for people."""
-        total = self.agreed + len(self.differences)
         lines = [
-            f"{self.agreed} of {total} pods agree, {self.refused} were refused by the API server",
+            f"{self.agreed} of {self.judged} pods agree; the API server refused {self.refused}",
             f"{self.feasible} of {self.asked} pairs of pod and node are feasible",
         ]
         for what, counted in (("turned down", self.reasons), ("drawn", self.features)):
@@ -238,48 +267,44 @@ async def compare(
         for document in runtime_classes():
             reply = await client.post(_RUNTIME_CLASSES.path(), document)
             assert reply.status in (HTTPStatus.CREATED, HTTPStatus.CONFLICT), reply.body
-        at = _Site(client, namespace)
-        while done.agreed + len(done.differences) < pods:
+        site = _Site(client, namespace)
+        while done.judged < pods:
             population = scenarios.population()
-            await at.fill(population)
-            raw_nodes, raw_pods = await at.items(NODES.path()), await at.items("/api/v1/pods")
-            picture = Picture(server, raw_nodes, raw_pods)
-            left = pods - done.agreed - len(done.differences)
-            nodes = {each["metadata"]["name"]: each for each in raw_nodes}
-            for _ in range(min(each, left)):
-                pod = scenarios.pod(population.nodes)
-                await _judge(pod, at, judge, picture, nodes, done)
-            await at.clear(population)
+            await site.fill(population)
+            nodes, placed = await site.items(NODES.path()), await site.items("/api/v1/pods")
+            court = _Court(site, judge, Picture(server, nodes, placed), nodes, placed)
+            for _ in range(min(each, pods - done.judged)):
+                done.note(await court.verdict(scenarios.pod(population.nodes)))
+            await site.clear(population)
     done.features = scenarios.features
     return done
 
 
-async def _judge(
-    pod: Json,
-    at: _Site,
-    judge: Judge,
-    picture: Picture,
-    nodes: Mapping[str, Json],
-    done: Comparison,
-) -> None:
-    """Both judge one pod, again while they differ and kube-scheduler may have old news."""
-    for _ in range(_TRIES):
-        raw = await at.create(pod)
-        if raw is None:
-            done.refused += 1
-            return
-        theirs, ours = await judge.judged(raw), await picture.ours(raw)
-        agree = theirs.nodes == ours.nodes
-        if agree and (ours.planned in theirs.nodes if theirs.nodes else not ours.planned):
-            break
-    else:
-        done.differences.append(Difference(raw, theirs, ours, nodes))
-        return
-    done.agreed += 1
-    done.asked += len(nodes)
-    done.feasible += len(theirs.nodes)
-    for count, reason in _REASON.findall(theirs.message):
-        done.reasons[reason] += int(count)
+@dataclass(frozen=True, slots=True)
+class _Court:
+    """Both, on one cluster."""
+
+    site: _Site
+    judge: Judge
+    picture: Picture
+    nodes: Sequence[Json]
+    placed: Sequence[Json]
+
+    async def verdict(self, pod: Json) -> Verdict | None:
+        """Have both judge, again while they differ: kube-scheduler may have old news.
+
+        None when the API server does not take the pod.
+        """
+        by_name = {node["metadata"]["name"]: node for node in self.nodes}
+        tries = 0
+        while (raw := await self.site.create(pod)) is not None:
+            theirs = await self.judge.judged(raw)
+            ours = await self.picture.ours(raw)
+            found = Verdict(raw, theirs, ours, by_name, self.placed)
+            tries += 1
+            if found.agreed or tries == _TRIES:
+                return found
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def generated() -> dict[str, str]:
     return pages()
 
 
-@pytest.mark.parametrize("name", ["cli.md", "job.schema.json"])
+@pytest.mark.parametrize("name", ["cli.md", "kubectl.md", "job.schema.json"])
 def test_generated_pages_are_current(name: str) -> None:
     assert (REFERENCE / name).read_text() == generated()[name], "run `make docs`"
 

@@ -238,7 +238,9 @@ def _could_matter(delta: SnapshotDelta, stuck: frozenset[str]) -> bool:
 def _more_yield(before: Snapshot, delta: SnapshotDelta) -> bool:
     """Whether an attempt may be stopped now that could not before."""
     return any(
-        attempt.preemptible and attempt.id in before.live and not before.live[attempt.id].preemptible
+        attempt.preemptible
+        and attempt.id in before.live
+        and not before.live[attempt.id].preemptible
         for attempt in delta.live
     )
 

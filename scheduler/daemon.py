@@ -12,10 +12,10 @@ import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
-from api.app import Application, create_app
 from scheduler import import_guard
 from scheduler.backends.backend import BackendMaker, Surroundings
 from scheduler.bootstrap import daemon_identity, ensure_admin_token, live_profile
@@ -39,7 +39,15 @@ from scheduler.store.execution import SqlExecutionStore
 from scheduler.store.lease import acquire, release, renew, require_same_host
 from scheduler.store.transaction import Transaction
 
+if TYPE_CHECKING:
+    from api.app import Application
+
 log = structlog.get_logger(__name__)
+
+
+def one_of_several(settings: Settings, maker: BackendMaker) -> bool:
+    """Whether another daemon may lead in our place: both see the same store and the same work."""
+    return bool(settings.store.database_url) and not maker.tied_to_host
 
 
 def _take_lead(
@@ -173,6 +181,7 @@ class Daemon:
             requeue_backoff_max_s=settings.queue.requeue_backoff_max_s,
         )
         self._door = door or Door(settings.api)
+        self._solver = SolverProcess()
 
     async def run(
         self, ready: Callable[[Endpoint], None], stopping: asyncio.Event | None = None
@@ -192,9 +201,11 @@ class Daemon:
         gc.collect()
         gc.freeze()
         try:
+            await self._solver.start()  # it imports its libraries while the backend begins
             if await self._begun(stopping):
                 await self._serve(stopping, ready)
         finally:
+            await self._solver.close()
             await self._close()
 
     async def _begun(self, stopping: asyncio.Event) -> bool:
@@ -220,10 +231,13 @@ class Daemon:
 
     async def _serve(self, stopping: asyncio.Event, ready: Callable[[Endpoint], None]) -> None:
         parts = self._parts(asyncio.get_running_loop())
-        app = self._app(parts)
+        app: Application | None = None
         tasks = [asyncio.create_task(part, name=name) for name, part in parts.coroutines]
         stop_wanted = asyncio.create_task(stopping.wait(), name="signal")
         try:
+            # Importing the API takes as long as a thousand pods: deciding does not wait for it.
+            app = await asyncio.to_thread(self._app, parts)
+            gc.freeze()
             serving = await self._door.open(app)
             self._announce(ready)
             done, _ = await asyncio.wait(
@@ -235,13 +249,13 @@ class Daemon:
                     raise RuntimeError(f"{task.get_name()} ended by itself")
         finally:
             self._stopping = True
-            app.stop_streams()
+            if app is not None:
+                app.stop_streams()
             self._door.leave()
             for task in (*tasks, stop_wanted):
                 task.cancel()
             await asyncio.gather(*tasks, stop_wanted, return_exceptions=True)
             await self._door.shut()
-            await parts.solver.close()
 
     async def _close(self) -> None:
         await self._backend.close()  # before others may lead
@@ -260,7 +274,7 @@ class Daemon:
 
     def _parts(self, loop: asyncio.AbstractEventLoop) -> _Parts:
         settings, backend = self._settings, self._backend
-        solver = SolverProcess()
+        solver = self._solver
         conductor = Conductor(
             self._cycle_context(solver),
             Pace(settings.cycle.batch_window_s, settings.cycle.rest_ratio),
@@ -296,7 +310,6 @@ class Daemon:
 
         async def execute() -> None:
             # Adopt what is running before anything new is launched.
-            await solver.start()
             await reconciler.adopt()
             await _together(
                 applier.run(),
@@ -307,7 +320,6 @@ class Daemon:
             )
 
         return _Parts(
-            solver=solver,
             readiness=lambda: self._readiness(conductor, solver, reconciler),
             wake=conductor.wake,
             coroutines=(("execute", execute()), ("lease", self._keep_lease())),
@@ -333,6 +345,8 @@ class Daemon:
         )
 
     def _app(self, parts: _Parts) -> Application:
+        from api.app import create_app  # noqa: PLC0415 - half of what the daemon imports
+
         settings = self._settings
         return create_app(
             database=self.database,
@@ -428,7 +442,6 @@ async def _together(*parts: Coroutine[object, object, object]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    solver: SolverProcess
     readiness: Callable[[], dict[str, str]]
     wake: Callable[[], None]
     coroutines: tuple[tuple[str, Coroutine[object, object, object]], ...]

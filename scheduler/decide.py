@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from scheduler.allocation.evictions import Victim, victims_of
+from scheduler.allocation.evictions import Victim, outranked, victims_of
 from scheduler.allocation.explain import Explainer
 from scheduler.allocation.gangs import Gang, gangs_of
 from scheduler.allocation.gpu_choice import place
@@ -32,7 +32,7 @@ from scheduler.allocation.worth import Worth
 from scheduler.model.plan import Eviction, Plan, Reservation, SolverReport
 from scheduler.model.ports import Admission, Decider, Effort, OrderedJob, Preemption, Profile
 from scheduler.model.quantity import JobId, UtcSeconds
-from scheduler.model.snapshot import Snapshot
+from scheduler.model.snapshot import LiveAttempt, Snapshot
 
 
 def decide(
@@ -72,15 +72,18 @@ def decide(
     best = _plan(desk, desk.incumbent(packing, moves=moves))
     _require_sound(best, snapshot, desk.ordered)
     yield best
-    if best.gap <= effort.gap_target or best.solver.deferred:
+    if best.gap <= effort.gap_target or best.solver.deferred or desk.leaving:
         return
     if moves:
         desk = _with_victims(desk)
+        moves = bool(desk.task.victims)
+    if moves:
         best = _better(desk, best, _swapped(desk))
         yield best
         if best.gap <= effort.gap_target:
             return  # measured on all that runs: what little could be won is not worth a model
-    for candidate in improve(desk.task, packing, effort, seed, memory):
+    task = desk.task if desk.task.anybody_for_anybody else replace(desk.task, victims=())
+    for candidate in improve(task, packing, effort, seed, memory):
         # Models know no moves: what they prove of plans without does not bound those with.
         known = replace(candidate, bound=best.bound, proved=False) if moves else candidate
         best = _better(desk, best, known)
@@ -104,6 +107,8 @@ class _Desk:
         ordered: the waiting jobs that may start, best first.
         skipped: how many more there are beyond the effort's `order_max`.
         explainer: of all its plans.
+        leaving: who was told to end, so that its place is kept for whoever comes first in line:
+            what comes free bit by bit would go to smaller gangs, only to be cleared again.
     """
 
     snapshot: Snapshot
@@ -115,6 +120,7 @@ class _Desk:
     skipped: int
     task: Task
     explainer: Explainer
+    leaving: tuple[LiveAttempt, ...] = ()
 
     @property
     def gangs(self) -> Sequence[Gang]:
@@ -122,8 +128,8 @@ class _Desk:
         return self.task.gangs
 
     def room(self) -> Room:
-        """A fresh working copy of what is free."""
-        return self.task.rooms()
+        """A fresh working copy of what is free now."""
+        return Room(self.snapshot, self.profile.score, self.seed)
 
     def incumbent(self, packing: dict[int, Loads], *, moves: bool) -> Candidate:
         """The greedy packing, with a bound that needs no model.
@@ -149,16 +155,26 @@ def _desk(
     snapshot: Snapshot, profile: Profile, effort: Effort, now: UtcSeconds, seed: int
 ) -> _Desk:
     ordered = profile.order.order(tuple(snapshot.waiting.values()), now)
+    outrank = profile.preemption is Preemption.OUTRANK
+    leaving = tuple(each for each in snapshot.live.values() if outrank and each.stopping)
+
+    def room() -> Room:
+        made = Room(snapshot, profile.score, seed)
+        for attempt in leaving:
+            made.release(attempt)
+        return made
+
     task = Task(
         snapshot,
         gangs_of(ordered[: effort.order_max]),
-        lambda: Room(snapshot, profile.score, seed),
+        room,
         Worth(snapshot),
         most=effort.placements_max,
+        outrank=outrank,
     )
     skipped = max(0, len(ordered) - effort.order_max)
     explainer = Explainer(snapshot)
-    return _Desk(snapshot, profile, effort, now, seed, ordered, skipped, task, explainer)
+    return _Desk(snapshot, profile, effort, now, seed, ordered, skipped, task, explainer, leaving)
 
 
 def _may_evict(snapshot: Snapshot, profile: Profile) -> bool:
@@ -166,7 +182,7 @@ def _may_evict(snapshot: Snapshot, profile: Profile) -> bool:
 
     While one is on its way out, what it leaves is not known: nobody else is stopped meanwhile.
     """
-    return profile.preemption is Preemption.EVICT and not any(
+    return profile.preemption in (Preemption.EVICT, Preemption.OUTRANK) and not any(
         attempt.stopping for attempt in snapshot.live.values()
     )
 
@@ -175,10 +191,14 @@ def _with_victims(desk: _Desk) -> _Desk:
     """The same decision with the running jobs that may be stopped, at what they are worth now."""
     running = [a.as_waiting(desk.now) for a in desk.snapshot.live.values() if a.preemptible]
     standing = desk.profile.order.order(running, desk.now)
+    victims = victims_of(desk.snapshot, standing, desk.now)
+    gangs = desk.gangs
+    if desk.task.outrank:
+        victims = outranked(desk.snapshot, victims, (gang.job for gang in gangs))
+    elif not any(gang.job.evicts for gang in gangs):
+        victims = ()
     task = replace(
-        desk.task,
-        victims=victims_of(desk.snapshot, standing, desk.now),
-        standing=math.fsum(entry.value for entry in standing),
+        desk.task, victims=victims, standing=math.fsum(entry.value for entry in standing)
     )
     return replace(desk, task=task)
 
@@ -276,7 +296,7 @@ def _plan(desk: _Desk, candidate: Candidate) -> Plan:
 
 def _split(desk: _Desk, candidate: Candidate) -> tuple[dict[int, Loads], dict[int, Loads]]:
     """Loads that are free now, and those that are once the evicted are gone."""
-    if not candidate.evicted:
+    if not candidate.evicted and not desk.leaving:
         return dict(candidate.packing), {}
     room = desk.room()
     at_once: dict[int, Loads] = {}
@@ -302,7 +322,7 @@ def _heir(task: Task, candidate: Candidate, victim: Victim) -> JobId:
     heirs = [
         index
         for index, loads in candidate.packing.items()
-        if any(load.row in rows for load in loads)
+        if any(load.row in rows for load in loads) and task.may_stop(task.gangs[index], victim)
     ]
     best = min(heirs or candidate.packing, key=lambda index: (-task.gangs[index].value, index))
     return task.gangs[best].job.id

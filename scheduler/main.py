@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scheduler.backends.backend import BackendMaker
     from scheduler.daemon import Endpoint
     from scheduler.settings import Settings
+    from scheduler.standby import Replica
 
 
 class RoleOption(StrEnum):
@@ -172,19 +173,24 @@ def _settings(
 def _serve(settings: Settings, backend: BackendMaker, *, friendly: bool) -> None:
     import uvloop  # noqa: PLC0415 - lazy by design
 
-    from scheduler.daemon import Daemon, end_with_any_thread  # noqa: PLC0415 - lazy by design
+    from scheduler import daemon  # noqa: PLC0415 - lazy by design
     from scheduler.observability import configure_logging  # noqa: PLC0415 - lazy by design
-    from scheduler.standby import Replica, one_of_several  # noqa: PLC0415 - lazy by design
 
     configure_logging(quiet=friendly)
-    end_with_any_thread()
+    daemon.end_with_any_thread()
 
     def ready(endpoint: Endpoint) -> None:
         if friendly:
             _greet(endpoint, simulated=bool(settings.virtual))
 
-    runs = Replica if one_of_several(settings, backend) else Daemon
-    serving = runs(settings, backend)
+    serving: daemon.Daemon | Replica
+    if daemon.one_of_several(settings, backend):
+        # It answers while it stands by, so that it needs the API at once.
+        from scheduler import standby  # noqa: PLC0415 - lazy by design
+
+        serving = standby.Replica(settings, backend)
+    else:
+        serving = daemon.Daemon(settings, backend)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serving.run(ready))
     if friendly:

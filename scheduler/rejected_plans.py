@@ -15,7 +15,6 @@ from pathlib import Path
 
 from policies.registry import PROFILES, profile_named
 from scheduler.allocation.verify import Violation, check_safety
-from scheduler.decide import decide
 from scheduler.model.plan import Plan
 from scheduler.model.ports import Effort
 from scheduler.model.quantity import UtcSeconds
@@ -65,6 +64,9 @@ def load(path: Path) -> RejectedPlan:
 
 def replay(case: RejectedPlan, policy: str, seed: int = 0) -> tuple[Plan, tuple[Violation, ...]]:
     """Decide the case again; the new plan, and what is wrong with it."""
+    # Whoever keeps a plan does not decide: the daemon starts sooner without the solvers.
+    from scheduler.decide import decide  # noqa: PLC0415
+
     *_, plan = decide(case.snapshot, profile_named(policy), Effort(), case.now, seed)
     return plan, check_safety(plan, case.snapshot, case.now)
 

@@ -33,11 +33,6 @@ _LOOK_EVERY_MOST_S = 1.0
 """A lease may be long; whoever gives it up should not have to wait for a successor."""
 
 
-def one_of_several(settings: Settings, maker: BackendMaker) -> bool:
-    """Whether another daemon may lead in our place: both see the same store and the same work."""
-    return bool(settings.store.database_url) and not maker.tied_to_host
-
-
 class Replica:
     """Stands by, then leads.
 

@@ -9,13 +9,14 @@ evicted. A victim on several nodes is one decision that all of them share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scheduler.allocation.groups import Places
 from scheduler.model.columns import Columns, Floats, Ints
+from scheduler.model.job import WaitingJob
 from scheduler.model.ports import OrderedJob
 from scheduler.model.quantity import WHOLE_GPU_MILLI, JobId, UtcSeconds
 from scheduler.model.snapshot import LiveAttempt, Snapshot
@@ -26,6 +27,8 @@ OPTIONS_MAX = 60_000
 """Options of all nodes together; with more, fewer units a node."""
 CHOSEN_MAX = 4_000
 """Options that get a column; the bound looks at all of them."""
+OUTRANKED_COST = 1e-6
+"""What it costs to stop all jobs at once that are outranked: less than any one job is worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,30 @@ def victims_of(
             found.append(Victim(attempt, cost, milli, tuple(sorted(rows))))
     found.sort(key=lambda each: (each.cost / max(1, each.milli), each.attempt.id))
     return tuple(found)
+
+
+def outranked(
+    snapshot: Snapshot, victims: Sequence[Victim], waiting: Iterable[WaitingJob]
+) -> tuple[Victim, ...]:
+    """Those that some waiting job may take the place of, at costs below what any job is worth.
+
+    What is outranked yields whatever it is worth; its cost only says who goes first: the lowest
+    priority, the fewest GPUs. O(victims log victims).
+    """
+    ceiling = max((job.priority for job in waiting if job.evicts), default=None)
+    below = [each for each in victims if ceiling is not None and _priority(each) < ceiling]
+    ranks = {priority: rank for rank, priority in enumerate(sorted(set(map(_priority, below))), 1)}
+    total = max(1, snapshot.columns.table.gpu_model.size) * WHOLE_GPU_MILLI * max(1, len(ranks))
+    found = [
+        replace(each, cost=OUTRANKED_COST * max(1, each.milli) * ranks[_priority(each)] / total)
+        for each in below
+    ]
+    found.sort(key=lambda each: (each.cost / max(1, each.milli), -each.attempt.since, each.milli))
+    return tuple(found)
+
+
+def _priority(victim: Victim) -> int:
+    return victim.attempt.job.priority
 
 
 def options_of(columns: Columns, victims: Sequence[Victim]) -> Options | None:

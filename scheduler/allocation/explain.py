@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from scheduler.allocation.given import Given
 from scheduler.allocation.limits import Quotas, Reserves
 from scheduler.allocation.reach import Reach, Reaches, View, fits_when_empty
+from scheduler.allocation.shortage import Yielding, whereabouts
 from scheduler.model.columns import Ints
 from scheduler.model.counting import emptied
 from scheduler.model.job import JobShape, WaitingJob
@@ -116,8 +117,26 @@ class Explainer:
             known = found.get(shape)
             if known is None:
                 known = found[shape] = self._found(shape, later)
-            records.append(_record(class_key, jobs, known, limits, now))
+            records.append(_record(class_key, jobs, self._prioritised(known, jobs), limits, now))
         return tuple(records)
+
+    @cached_property
+    def _yielding(self) -> Yielding:
+        """Who holds GPUs and might be stopped."""
+        return Yielding(self._snapshot.columns.table, self._snapshot.live.values())
+
+    def _prioritised(self, found: _Found, jobs: Sequence[WaitingJob]) -> _Found:
+        """What is known of a shape, and what the best of its jobs might be given by others."""
+        verdict, shape = found.verdict, found.view.shape
+        if not verdict.reasons or not shape.per_task.gpus:
+            return found
+        first, *others = verdict.reasons
+        if first.code is not ReasonCode.WAITING_CAPACITY or first.dimension != "gpus":
+            return found
+        priority, missing = max(job.priority for job in jobs), int(first.need - first.free)
+        told = self._yielding.told(found.view.reach, priority, missing)
+        first = replace(first, message=f"{first.message}; {told}")
+        return replace(found, verdict=replace(verdict, reasons=(first, *others)))
 
     def _found(self, shape: JobShape, later: Reaches) -> _Found:
         view = later.view(shape)
@@ -355,9 +374,13 @@ def _short(view: View, dimension: str) -> Reason | None:
         f" ({' or '.join(shape.gpu_models)})" if dimension == "gpus" and shape.gpu_models else ""
     )
     need, have, largest = _stated(dimension, need, have, largest)
+    message = f"needs {need:.10g} {_label(dimension)}{models}, {have:.10g} free"
+    if dimension == "gpus" and shape.per_task.gpus:
+        scattered = f", at most {largest:.10g} on one node" if largest < have else ""
+        message = f"{message}{scattered}; {whereabouts(view, int(need - have))}"
     return Reason(
         ReasonCode.WAITING_CAPACITY,
-        f"needs {need:.10g} {_label(dimension)}{models}, {have:.10g} free",
+        message,
         dimension,
         need,
         have,

@@ -104,6 +104,7 @@ class Task:
         victims: running attempts that may be stopped.
         standing: what the running jobs are worth together that a decision may stop.
         most: how many gangs may start; None for all.
+        outrank: whether a victim yields to jobs of higher priority only.
     """
 
     snapshot: Snapshot
@@ -113,6 +114,17 @@ class Task:
     victims: tuple[Victim, ...] = ()
     standing: float = 0.0
     most: int | None = None
+    outrank: bool = False
+
+    def may_stop(self, gang: Gang, victim: Victim) -> bool:
+        """Whether the victim may be stopped to let the gang in."""
+        job = gang.job
+        return job.evicts and (not self.outrank or victim.attempt.job.priority < job.priority)
+
+    @cached_property
+    def anybody_for_anybody(self) -> bool:
+        """Whether each gang may take the place of each victim: models know no pairs."""
+        return not self.outrank and all(gang.job.evicts for gang in self.gangs)
 
     @cached_property
     def by_density(self) -> list[int]:

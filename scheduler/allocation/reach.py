@@ -31,6 +31,7 @@ class Reach:
         in_pool, selected, tolerated, offering: how many nodes are of the pool, of those are asked
             for by the site, of those have no taint that keeps tasks off, and of those such GPUs.
         kept_off: nodes of the pool that the site asks for, but whose taints keep its tasks off.
+        usable: the last of these, as rows.
         rows: of those the ones that take new work; all of them with `closed_too`.
         some: of those the ones with any of a GPU free, if the shapes need GPUs: no other row holds
             a task.
@@ -45,6 +46,7 @@ class Reach:
         self.in_pool, self.selected = int(here.sum()), int(selected.sum())
         self.tolerated, self.offering = int(inside.sum()), int(offers.sum())
         self.kept_off = np.flatnonzero(selected & ~inside)
+        self.usable = np.flatnonzero(offers)
         self.rows = np.flatnonzero(offers if closed_too else offers & free.table.open)
         self.some = self.rows[free.milli[self.rows] > 0] if worker.milli else self.rows
         self._named = bool(worker.gpu_models)

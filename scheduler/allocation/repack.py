@@ -58,15 +58,17 @@ def repack(
         (task for attempt in held for task in attempt.tasks),
         {entry.job.class_key: entry.job.shape for entry in line}.values(),
     )
-    chosen = counts.admitted(line)
+    chosen = counts.admitted([entry for entry in line if entry.job.evicts])
     stay = {entry.job.id for entry in chosen}
     ordered = [entry for entry in line if entry.job.id in snapshot.waiting]
     newcomers = sorted(
         (gang_of(entry) for entry in chosen if entry.job.id in snapshot.waiting), key=_largest
     )
+    modest = [gang_of(entry) for entry in ordered if not entry.job.evicts]
     room = Room(snapshot, profile.score, seed)
     placed = _seat(room, newcomers)
     if len(placed) == len(newcomers):
+        placed += _seat(room, modest)
         return Repacked(ordered, placed), room
     losers = [attempt for job_id, attempt in runners.items() if job_id not in stay]
     movable = [a for job_id, a in runners.items() if job_id in stay and a.since < now]

@@ -57,6 +57,7 @@ def swap(task: Task, now: UtcSeconds) -> Packed:
 
     A gang is given a cleared place only if it is worth more than those who leave cost together.
     What began at this very instant is not moved, so that decisions at one instant come to an end.
+    Where only lower priorities yield, gangs come in the order of the queue, and nobody moves.
 
     Cost: as a greedy pass, and O(victims) for each shape that finds no room.
     """
@@ -65,18 +66,19 @@ def swap(task: Task, now: UtcSeconds) -> Packed:
     most = task.snapshot.terms.eviction.evictions_max
     packing: dict[int, Loads] = {}
     gone: dict[int, Victim] = {}
-    hopeless: set[JobShape] = set()
-    for index in task.by_density:
+    hopeless: set[tuple[JobShape, bool, int]] = set()
+    for index in range(len(task.gangs)) if task.outrank else task.by_density:
         if task.most is not None and len(packing) >= task.most:
             break
         gang = task.gangs[index]
         loads = room.place(gang)
-        if loads is None and gang.shape not in hopeless:
+        likes = gang.shape, gang.job.evicts, gang.job.priority if task.outrank else 0
+        if loads is None and likes not in hopeless:
             before = room.mark()
-            loads, leaving = _best_cleared(room, task, gang, offers, now)
+            loads, leaving = _best_cleared(room, task, gang, _for(task, gang, offers), now)
             if loads is None or len(gone) + len(leaving) > most:
                 room.undo(before)
-                hopeless.add(gang.shape)
+                hopeless.add(likes)
                 continue
             gone |= leaving
             for row in offers:
@@ -89,14 +91,30 @@ def swap(task: Task, now: UtcSeconds) -> Packed:
 def _best_cleared(
     room: Room, task: Task, gang: Gang, offers: dict[int, list[_Offer]], now: UtcSeconds
 ) -> tuple[Loads | None, dict[int, Victim]]:
-    """The gang where its place costs least: by who would be lost, else by who could move."""
-    for each in (offers, _if_moved(room, task, offers, now)):
+    """The gang where its place costs least: by who would be lost, else by who could move.
+
+    Who is outranked costs next to nothing, so that there is nothing to save by moving.
+    """
+    if not offers:
+        return None, {}
+    for each in (offers,) if task.outrank else (offers, _if_moved(room, task, offers, now)):
         clearing = _cheapest(room, gang, each)
         if clearing is not None:
             loads, leaving = _cleared(room, task, gang, clearing, now)
             if loads is not None:
                 return loads, leaving
     return None, {}
+
+
+def _for(task: Task, gang: Gang, offers: dict[int, list[_Offer]]) -> dict[int, list[_Offer]]:
+    """Those offers that this gang may take."""
+    if task.anybody_for_anybody:
+        return offers
+    found = {
+        row: [offer for offer in here if task.may_stop(gang, task.victims[offer.victim])]
+        for row, here in offers.items()
+    }
+    return found if any(found.values()) else {}
 
 
 def _if_moved(
@@ -140,6 +158,8 @@ def _cleared(
 def _moved(room: Room, task: Task, number: int, now: UtcSeconds) -> Victim:
     """The victim at the cost of moving, if it finds another place now; it is kept for it here."""
     victim = task.victims[number]
+    if task.outrank:
+        return victim
     gang = gang_of(OrderedJob(victim.attempt.job, 0, 0.0))
     if victim.attempt.since >= now or room.place(gang) is None:
         return victim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -28,6 +28,7 @@ from scheduler.execution.kubernetes.launching import Launching
 from scheduler.execution.kubernetes.lookup import Lookup
 from scheduler.execution.kubernetes.nodes import KubeNode, node_of
 from scheduler.execution.kubernetes.pinning import Pinner
+from scheduler.execution.kubernetes.pod_logs import PodLogs
 from scheduler.execution.kubernetes.pods import Pod, pod_of
 from scheduler.execution.kubernetes.reader import Pace, Reader
 from scheduler.execution.kubernetes.role import RoleLabel
@@ -36,9 +37,7 @@ from scheduler.execution.kubernetes.server import ApiServer, Lane, Limits, Rejec
 from scheduler.execution.kubernetes.telling import Teller
 from scheduler.execution.kubernetes.upkeep import Upkeep
 from scheduler.execution.kubernetes.verdicts import Verdicts
-from scheduler.model.execution import LogChunk
 from scheduler.model.lifecycle import JobState
-from scheduler.model.quantity import AttemptId
 from scheduler.settings import KubernetesSettings
 from scheduler.store.execution import expected
 from scheduler.store.lease import require
@@ -85,7 +84,6 @@ class KubernetesBackend:
     """Reads the cluster into the store, and carries decisions out on it.
 
     Attributes:
-        logs: says where logs are.
         runtime: takes every job that can become pods.
         launches_max: gangs whose binding may be under way, or wait for its turn.
     """
@@ -105,6 +103,7 @@ class KubernetesBackend:
         self._executor: KubernetesExecutor | None = None
         self._follower: Follower | None = None
         self._upkeep: Upkeep | None = None
+        self._logs: PodLogs | None = None
         self._reading: list[asyncio.Task[None]] = []
 
     @property
@@ -112,6 +111,12 @@ class KubernetesBackend:
         """Binds and deletes pods."""
         assert self._executor is not None, "begin() comes first"
         return self._executor
+
+    @property
+    def logs(self) -> PodLogs:
+        """Reads what pods print."""
+        assert self._logs is not None, "begin() comes first"
+        return self._logs
 
     async def begin(self) -> None:
         """Publish our epoch, read the cluster, and write what there is into the store.
@@ -158,6 +163,7 @@ class KubernetesBackend:
             image=self._settings.image,
         )
         self._explainer = Explainer(given.database, cluster, follower, self._teller)
+        self._logs = PodLogs(asyncio.get_running_loop(), self._server, cluster)
         self._upkeep = Upkeep(cluster, evictor, given.clock, keep_s=self._settings.keep_pods_s)
         executor = self._executor = KubernetesExecutor(
             cluster, binder, pinner, evictor, launching, given.clock, synced=self._synced
@@ -291,6 +297,8 @@ class KubernetesBackend:
         """Give up what is under way, and close the connections. Pods go on."""
         if self._executor is not None:
             self._executor.close()
+        if self._logs is not None:
+            await self._logs.close()
         for task in self._reading:
             task.cancel()
         await asyncio.gather(*self._reading, return_exceptions=True)
@@ -302,17 +310,3 @@ def _limits(binds: int) -> Limits:
     usual = Limits()
     bind = replace(usual.lanes[Lane.BIND], in_flight=binds)
     return replace(usual, lanes={**usual.lanes, Lane.BIND: bind})
-
-
-class NoLogs:
-    """Logs of pods are kept by the cluster, which has its own way to read them."""
-
-    def ranks(self, attempt_id: AttemptId) -> Sequence[int]:
-        """None: nothing is kept here."""
-        del attempt_id
-        return ()
-
-    def read(self, attempt_id: AttemptId, rank: int, offset: int, limit: int) -> LogChunk:
-        """Raises LookupError: read them with `kubectl logs`."""
-        del rank, offset, limit
-        raise LookupError(f"the logs of {attempt_id} are kept by the cluster: `kubectl logs`")

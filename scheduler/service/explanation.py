@@ -14,6 +14,7 @@ from scheduler.model.view import AttemptView, Explanation, JobView
 from scheduler.service import access
 from scheduler.store import cluster, jobs
 from scheduler.store.decisions import StoredReasons, reasons_of
+from scheduler.store.execution import launch_note
 from scheduler.store.transaction import Transaction
 
 _NODES_NAMED = 4
@@ -143,7 +144,8 @@ def _counted(number: int, thing: str) -> str:
 
 
 def _underway(tx: Transaction, job: JobView, attempt: AttemptView, now: UtcSeconds) -> str:
-    where = f"attempt {attempt.number}, {_where(tx, attempt)}"
+    note = launch_note(tx, attempt.id)
+    where = f"attempt {attempt.number}, {_where(tx, attempt)}" + (f" ({note})" if note else "")
     match job.state:
         case JobState.ASSIGNED:
             return f"It has its place and is about to start: {where}."

@@ -61,6 +61,9 @@ _PENDING = (
     .order_by(intents.c.created_at, intents.c.id)
     .limit(bindparam("at_most"))
 )
+_LAUNCH_NOTE = select(intents.c.message).where(
+    intents.c.attempt_id == bindparam("attempt"), intents.c.kind == IntentKind.LAUNCH.value
+)
 _JOBS_AMONG = select(jobs).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 _launches = intents.alias("launches")
 _stops = intents.alias("stops")
@@ -302,6 +305,12 @@ def _intent(row: AnyRow, epoch: int) -> Intent:
     else:
         order = replace(codec.stop_order(row.order_json), epoch=epoch)
     return Intent(IntentId(row.id), kind, order)
+
+
+def launch_note(tx: Transaction, attempt_id: AttemptId) -> str:
+    """What the executor said of this attempt's launch; "" if nothing. One statement."""
+    told = tx.connection.execute(_LAUNCH_NOTE, {"attempt": attempt_id}).scalar_one_or_none()
+    return told or ""
 
 
 def expected(tx: Transaction) -> tuple[ExpectedAttempt, ...]:

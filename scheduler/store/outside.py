@@ -327,9 +327,7 @@ def withdraw(
         _audit(tx, "jobs.withdraw", row.id, row.tenant_id, {"from": row.state, "why": why}, now)
 
 
-def shield(
-    tx: Transaction, job_ids: Collection[JobId], *, epoch: int, now: UtcSeconds
-) -> None:
+def shield(tx: Transaction, job_ids: Collection[JobId], *, epoch: int, now: UtcSeconds) -> None:
     """Say which gangs must not be stopped for others, for now; all that are not named may.
 
     It makes no move and no version: it is what the cluster says, not what somebody did to the job.

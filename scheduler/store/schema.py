@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Column, Connection, MetaData, String, Table, insert, inspect, select
 
 from scheduler.errors import ConfigurationError
 from scheduler.model.node import PriceClass
@@ -22,15 +20,22 @@ from scheduler.model.quantity import (
 from scheduler.store import tables
 from scheduler.store.journal import GENESIS
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 HEAD = "0005"
 """The newest migration; a test compares it with the scripts."""
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _ADVISORY_LOCK = 0x68617665  # "have": one migrator at a time on PostgreSQL
+_VERSION = Table("alembic_version", MetaData(), Column("version_num", String(32)))
+"""Alembic's own table, read without it: a store that is up to date needs none of its imports."""
 
 
 def alembic_config(connection: Connection) -> Config:
     """Alembic's settings for `connection`; there is no alembic.ini."""
+    from alembic.config import Config  # noqa: PLC0415 - a tenth of the daemon's start
+
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -47,6 +52,8 @@ def prepare(connection: Connection, *, now: UtcSeconds) -> None:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
     if refuse_newer(connection) != HEAD:
+        from alembic import command  # noqa: PLC0415 - a tenth of the daemon's start
+
         command.upgrade(alembic_config(connection), "head")
     if connection.execute(select(tables.head.c.id)).first() is None:
         _seed(connection, now)
@@ -58,7 +65,9 @@ def refuse_newer(connection: Connection) -> str | None:
     Raises:
         ConfigurationError: the database was made by a newer version of the program.
     """
-    found = MigrationContext.configure(connection).get_current_revision()
+    found: str | None = None
+    if inspect(connection).has_table(_VERSION.name):
+        found = connection.execute(select(_VERSION.c.version_num)).scalar_one_or_none()
     if found is not None and found > HEAD:
         raise ConfigurationError(
             f"the database has schema {found}, this program knows up to {HEAD}",

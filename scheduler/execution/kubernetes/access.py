@@ -1,8 +1,8 @@
 """Where the API server is, and by what right we speak to it.
 
-The only importer of the official client: kubeconfigs, exec plugins, in-cluster tokens and TLS
-files are read by it, once at start and again when the server refuses us (a token or certificate
-was rotated). Requests themselves go another way (`server.py`).
+The only importer of the official client: exec plugins and whatever else is not plain
+(`kubeconfig.py`) is read by it, once at start and again when the server refuses us (a token or
+certificate was rotated). Requests themselves go another way (`server.py`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ import ssl
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import (  # type: ignore[attr-defined] # not in the type stubs
     proxy_bypass_environment,
 )
 
 import yaml
-from kubernetes.client import Configuration
-from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 
 from scheduler.errors import ConfigurationError
+from scheduler.execution.kubernetes import kubeconfig as plainly
+from scheduler.execution.kubernetes.kubeconfig import Source
+
+if TYPE_CHECKING:
+    from kubernetes.client import Configuration
 
 Renew = Callable[[bool], str]
 """Gives the value of the Authorization header; True when the server refused the last one."""
 
 _UNREADABLE = (
-    ConfigException,
     OSError,  # a file that is missing or may not be read
     yaml.YAMLError,
     ValueError,  # base64, PEM and URL faults
@@ -100,24 +103,29 @@ def load_access(kubeconfig: Path | None = None) -> Access:
     Raises:
         ConfigurationError: neither is there, or what is there is broken; says where and why.
     """
-    source = _Source(kubeconfig)
-    settings, context = source.settings, source.context
+    source = _Credentials(kubeconfig)
     return Access(
-        settings.host,
-        ssl_context=context,
+        source.settings.host,
+        ssl_context=source.context,
         renew=source.authorization,
-        server_name=settings.tls_server_name,
-        proxy=_proxy(settings),
+        server_name=source.settings.server_name,
+        proxy=source.proxy,
     )
 
 
-class _Source:
-    """Reads one kubeconfig or service account, as often as needed, into one TLS context."""
+class _Credentials:
+    """Reads one kubeconfig or service account, as often as needed, into one TLS context.
+
+    Attributes:
+        proxy: URL of an HTTP proxy.
+    """
 
     def __init__(self, kubeconfig: Path | None) -> None:
         self._kubeconfig = kubeconfig
         self._in_pod = kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ
+        self._official: Configuration | None = None
         self.context: ssl.SSLContext | None = None
+        self.proxy: str | None = None
         self.settings = self._read()
 
     def authorization(self, refused: bool) -> str:  # noqa: FBT001 - the shape of `Renew`
@@ -125,39 +133,73 @@ class _Source:
         if refused:
             self.settings = self._read()
         try:
-            # The official client's hook runs inside: in-cluster tokens are read every minute,
-            # exec plugins when what they gave has expired.
-            value = self.settings.get_api_key_with_prefix("BearerToken")
+            if self._official is None:
+                return self.settings.authorization()
+            # The official client's hook runs inside: exec plugins are asked again when what they
+            # gave has expired.
+            value = self._official.get_api_key_with_prefix("BearerToken")
         except _UNREADABLE as error:
             raise self._broken(error) from error
         return " ".join(value.split()) if value else ""
 
-    def _read(self) -> Configuration:
-        settings = Configuration(host="")
+    def _read(self) -> Source:
         # Keys inlined in a kubeconfig pass through files, which must not outlive this.
         with tempfile.TemporaryDirectory(prefix="haversack-tls-") as folder:
             try:
-                if self._in_pod:
-                    load_incluster_config(settings)  # type: ignore[no-untyped-call]
-                else:
-                    file = str(self._kubeconfig) if self._kubeconfig else None
-                    load_kube_config(  # type: ignore[no-untyped-call]
-                        file, client_configuration=settings, temp_file_path=folder
-                    )
-                self._prove(settings)
+                settings = self._plain(Path(folder)) or self._by_official_client(folder)
                 self.context = _tls(settings, self.context)
             except _UNREADABLE as error:
                 raise self._broken(error) from error
         return settings
 
+    def _plain(self, folder: Path) -> Source | None:
+        self._official = None
+        if self._in_pod:
+            return plainly.in_pod()
+        path = Path(self._kubeconfig or _default_path()).expanduser()
+        return plainly.plain(path, folder) if path.is_file() else None
+
+    def _by_official_client(self, folder: str) -> Source:
+        # Imported only here: it takes a while, and plain credentials do without (ADR-0010).
+        from kubernetes.client import Configuration  # noqa: PLC0415
+        from kubernetes.config import (  # noqa: PLC0415
+            ConfigException,
+            load_incluster_config,
+            load_kube_config,
+        )
+
+        settings = Configuration(host="")
+        try:
+            if self._in_pod:
+                load_incluster_config(settings)  # type: ignore[no-untyped-call]
+            else:
+                file = str(self._kubeconfig) if self._kubeconfig else None
+                load_kube_config(  # type: ignore[no-untyped-call]
+                    file, client_configuration=settings, temp_file_path=folder
+                )
+        except ConfigException as error:
+            raise ValueError(str(error)) from error
+        self._prove(settings)
+        self._official = settings
+        self.proxy = _proxy(settings)
+        return Source(
+            settings.host,
+            ca_file=settings.ssl_ca_cert,
+            ca_data=settings.ca_cert_data,
+            certificate=settings.cert_file or "",
+            key=settings.key_file or "",
+            verify=settings.verify_ssl,
+            server_name=settings.tls_server_name,
+        )
+
     def _prove(self, settings: Configuration) -> None:
         """Refuse what the official client lets pass: no server, or a plugin that failed."""
         if not urlsplit(settings.host).hostname:
-            raise ConfigException("the current context's cluster has no `server`")
+            raise ValueError("the current context's cluster has no `server`")
         if self._in_pod or settings.api_key.get("BearerToken") or settings.cert_file:
             return
         if self._names_plugin():
-            raise ConfigException("the exec plugin gave no credentials; the log has its complaint")
+            raise ValueError("the exec plugin gave no credentials; the log has its complaint")
 
     def _names_plugin(self) -> bool:
         """Whether the current user of the kubeconfig gets credentials from an exec plugin."""
@@ -192,7 +234,7 @@ def _default_path() -> str:
     return os.environ.get("KUBECONFIG", "~/.kube/config")
 
 
-def _tls(settings: Configuration, known: ssl.SSLContext | None) -> ssl.SSLContext | None:
+def _tls(settings: Source, known: ssl.SSLContext | None) -> ssl.SSLContext | None:
     """The TLS context of a configuration; the known one, renewed, if there is one.
 
     The same object again, because connections are made from it: a new client certificate then
@@ -202,16 +244,14 @@ def _tls(settings: Configuration, known: ssl.SSLContext | None) -> ssl.SSLContex
         return None
     context = known
     if context is None:
-        context = ssl.create_default_context(
-            cafile=settings.ssl_ca_cert, cadata=settings.ca_cert_data
-        )
-    elif settings.ssl_ca_cert or settings.ca_cert_data:
-        context.load_verify_locations(cafile=settings.ssl_ca_cert, cadata=settings.ca_cert_data)
-    if not settings.verify_ssl:
+        context = ssl.create_default_context(cafile=settings.ca_file, cadata=settings.ca_data)
+    elif settings.ca_file or settings.ca_data:
+        context.load_verify_locations(cafile=settings.ca_file, cadata=settings.ca_data)
+    if not settings.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if settings.cert_file:
-        context.load_cert_chain(settings.cert_file, settings.key_file)
+    if settings.certificate:
+        context.load_cert_chain(settings.certificate, settings.key)
     return context
 
 

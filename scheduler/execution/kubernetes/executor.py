@@ -176,7 +176,8 @@ class KubernetesExecutor:
         match result.outcome:
             case GangOutcome.WHOLE:
                 self._whole[attempt_id] = len(result.members)
-                return Receipt(Outcome.DONE, result.members[0].binding.annotations[labels.PATH])
+                path = result.members[0].binding.annotations[labels.PATH]
+                return Receipt(Outcome.DONE, f"path {path}")
             case GangOutcome.LOST:
                 if result.kept:
                     return Receipt(Outcome.DONE, result.message)  # what runs is seen to its end

@@ -277,11 +277,12 @@ class Fence:
         """See by dry runs that another epoch is refused and ours is not.
 
         A policy takes some time to come into force, and an API server some milliseconds to see a
-        new Lease; this waits for both, at most ten seconds. Raises what requests raise, but not
-        RejectedError: a refusal is an answer.
+        new Lease; this waits for both. Raises what requests raise, but not RejectedError: a
+        refusal is an answer.
 
         Args:
             epoch: the one that was published.
+            longest_s: how long to wait at most.
         """
         waited_s = 0.0
         while True:

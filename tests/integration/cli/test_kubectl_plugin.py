@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def table(daemon: DaemonProcess, *arguments: str) -> list[dict[str, str]]:
     assert result.returncode == 0, result.stderr
     head, *lines = result.stdout.splitlines()
     headers = head.split()
-    starts = [head.index(header) for header in headers]
+    starts = [found.start() for found in re.finditer(r"\S+", head)]
     ends = [*starts[1:], None]
     for line in lines:
         assert all(line[start] != " " and line[start - 1] == " " for start in starts[1:]), line

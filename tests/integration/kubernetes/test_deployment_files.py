@@ -12,6 +12,7 @@ from support.kubernetes.applying import (
     BASE,
     COMPONENTS,
     DEPLOY,
+    OVERLAYS,
     apply,
     component,
     documents,
@@ -26,11 +27,12 @@ from support.tree import ROOT
 from scheduler.execution.kubernetes.fence import policy_binding_manifest, policy_manifest
 
 
-@pytest.mark.parametrize("folder", [BASE, *COMPONENTS], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [BASE, *COMPONENTS, *OVERLAYS], ids=lambda folder: folder.name)
 def test_a_kustomization_names_every_file_beside_it(folder: Path) -> None:
     (kustomization,) = documents(folder / "kustomization.yaml")
     beside = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
-    assert set(kustomization["resources"]) == beside
+    patches = {each["path"] for each in kustomization.get("patches", ())}
+    assert {name for name in kustomization["resources"] if ".." not in name} | patches == beside
 
 
 def test_the_fence_is_the_one_in_the_code() -> None:

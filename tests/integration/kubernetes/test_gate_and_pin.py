@@ -7,7 +7,7 @@ daemon has the rights of the base and of the components that the guide names for
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from support.kubernetes.applying import BASE, DEPLOY, apply, component, rendered
 from support.kubernetes.client import JSON_PATCH, Client, Json
 from support.kubernetes.deployment import Deployment
 from support.kubernetes.ground import Ground
+from support.kubernetes.kubelet import Pretence, running_kubelet
 from support.kubernetes.real_server import (
     SERVICE_ACCOUNT,
     ControlPlane,
@@ -31,7 +32,7 @@ GATE = "haversack.dev/placement"
 HOSTNAME = "kubernetes.io/hostname"
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _COMPONENTS = ("admission", "preemption", "volumes", "resource-claims")
-_CONTROLLERS = ("job-controller", "persistentvolume-binder-controller")
+_CONTROLLERS = ("replicaset-controller", "persistentvolume-binder-controller")
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,14 @@ def daemon(
         settings={
             "KUBERNETES__KUBECONFIG": str(own_plane.kubeconfig(SERVICE_ACCOUNT)),
             "KUBERNETES__FENCE": "required",
-            "KUBERNETES__PIN_S": "2",
+            "KUBERNETES__PIN_S": "0.5",
         },
         arguments=("--executor", "kubernetes"),
     )
     running.start()
-    yield running
+    folder = tmp_path_factory.mktemp("kubelet")
+    with running_kubelet(own_plane.access, folder=folder, pretence=Pretence()):
+        yield running
     assert running.stop() == 0
     assert "Traceback" not in running.log_file.read_text()
 
@@ -77,9 +80,17 @@ def opted_in(own_plane: ControlPlane, daemon: DaemonProcess) -> Iterator[Deploym
     namespace = objects.namespace(deployment.namespace)
     namespace["metadata"]["labels"] = {"haversack.dev/admission": "enabled"}
     deployment.ask("POST", "/api/v1/namespaces", namespace).ok()
+    # A policy comes into force some time after it was stored.
+    deployment.until(lambda: gates(_tried(deployment)) == [GATE], "the policy is not in force")
     yield deployment
-    _jobs_away(deployment)
+    _sets_away(deployment)
     deployment.clear()
+
+
+def _tried(deployment: Deployment) -> Json:
+    """What would become of a pod that asks for GPUs."""
+    path = PODS.path(deployment.namespace)
+    return deployment.ask("POST", path, plain("try", namespace=""), dryRun="All").ok()
 
 
 def plain(name: str, gpus: int = 1, **more: Any) -> Json:
@@ -163,7 +174,7 @@ def test_pods_that_keep_apart_end_up_apart(opted_in: Deployment) -> None:
     for name in ("a", "b"):
         opted_in.node(name, gpus=2)
     labels = {"app": opted_in.namespace}
-    _run_job(opted_in, "apart", 2, labels=labels, affinity=apart(**labels))
+    _keep(opted_in, "apart", 2, labels=labels, affinity=apart(**labels))
     opted_in.until(lambda: opted_in.all_bound("apart", 2), "they were not bound")
     where = opted_in.nodes_of("apart")
     assert len(set(where.values())) == 2
@@ -215,9 +226,10 @@ def test_a_gang_of_which_one_is_refused_is_given_up_whole_and_tried_elsewhere(
     shunned, _ = opted_in.node("a", gpus=4), opted_in.node("b", gpus=4)
     shunning = {"noise": opted_in.namespace}
     opted_in.create([plain("loud", 0, labels=shunning, nodeName=shunned)])
-    _run_job(opted_in, "gang", 2, gpus=4, completionMode="Indexed", affinity=apart(**shunning))
+    _keep(opted_in, "gang", 2, gpus=4, gang=True, affinity=apart(**shunning))
+    given_up = "kube-scheduler does not bind pod gang-"
     opted_in.until(
-        lambda: "given up" in opted_in.daemon.log_file.read_text(), "nobody gave the gang up"
+        lambda: given_up in opted_in.daemon.log_file.read_text(), "nobody gave the gang up"
     )
     opted_in.until(lambda: _all_wait(opted_in, "gang", 2), "the gang was not given up whole")
     third = opted_in.node("c", gpus=4)
@@ -286,32 +298,43 @@ def _as_us(
     return asyncio.run(patching())
 
 
-def _run_job(
-    opted_in: Deployment, name: str, count: int, *, gpus: int = 1, affinity: Json, **more: Any
+def _keep(
+    opted_in: Deployment,
+    name: str,
+    count: int,
+    *,
+    affinity: Json,
+    gpus: int = 1,
+    gang: bool = False,
+    labels: Mapping[str, str] | None = None,
 ) -> None:
-    """A Job whose pods the controller makes, and makes anew."""
-    made = plain(name, gpus, labels=more.pop("labels", {}), affinity=affinity)
-    made["spec"]["nodeSelector"] = opted_in.label
-    template = {"metadata": {"labels": made["metadata"].get("labels", {})}, "spec": made["spec"]}
-    spec = {"parallelism": count, "completions": count, "template": template, **more}
-    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec}
-    opted_in.ask("POST", _jobs(opted_in), job).ok()
+    """A ReplicaSet, whose controller makes so many pods, and makes them anew."""
+    made = objects.gang(name, count, gpus=gpus)[0] if gang else plain(name, gpus)
+    made["spec"] |= {"affinity": affinity, "nodeSelector": opted_in.label}
+    made["spec"] |= {"schedulerName": "default-scheduler", "restartPolicy": "Always"}
+    selected = {"set": name, **(labels or {})}
+    metadata = made["metadata"]
+    metadata["labels"] = {**metadata.get("labels", {}), **selected}
+    template = {"metadata": metadata, "spec": made["spec"]}
+    spec = {"replicas": count, "selector": {"matchLabels": selected}, "template": template}
+    kept = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": name}, "spec": spec}
+    opted_in.ask("POST", _sets(opted_in), kept).ok()
 
 
-def _jobs(opted_in: Deployment) -> str:
-    return f"/apis/batch/v1/namespaces/{opted_in.namespace}/jobs"
+def _sets(opted_in: Deployment) -> str:
+    return f"/apis/apps/v1/namespaces/{opted_in.namespace}/replicasets"
 
 
-def _jobs_away(opted_in: Deployment) -> None:
-    for job in opted_in.ask("GET", _jobs(opted_in)).ok()["items"]:
-        path = f"{_jobs(opted_in)}/{job['metadata']['name']}"
+def _sets_away(opted_in: Deployment) -> None:
+    for kept in opted_in.ask("GET", _sets(opted_in)).ok()["items"]:
+        path = f"{_sets(opted_in)}/{kept['metadata']['name']}"
         opted_in.ask("DELETE", path, {"propagationPolicy": "Background"}).ok()
 
 
 def _all_wait(opted_in: Deployment, prefix: str, count: int) -> bool:
     """Whether so many of them are there, gated, and nobody has a node."""
     found = [pod for name, pod in opted_in.pods().items() if name.startswith(prefix)]
-    waiting = [pod for pod in found if gates(pod) == [GATE] and not pins(pod)[0:]]
+    waiting = [pod for pod in found if gates(pod) == [GATE] and not pins(pod)]
     return len(found) == len(waiting) == count
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,5 +106,116 @@ def test_a_job_becomes_pods_runs_and_leaves_nothing_held(ground: Ground, tmp_pat
         assert all(pod["metadata"]["labels"]["haversack.dev/job"] == job_id for pod in pods)
         assert all(pod["metadata"]["name"].startswith("hello-world-a-") for pod in pods)
         for rank in range(3):
-            said = f"task {rank} of sh $(HOSTNAME) costs 5$$\n"
-            assert here.kubelet.log(pods[rank]["metadata"]["name"], here.on.namespace) == said
+            assert here.log(job_id, rank) == f"task {rank} of sh $(HOSTNAME) costs 5$$\n"
+
+
+def test_logs_are_followed_while_the_job_runs_and_end_with_it(
+    ground: Ground, tmp_path: Path
+) -> None:
+    flag = tmp_path / "go"
+    script = f"echo first; while ! test -e {flag}; do sleep 0.05; done; echo second"
+    with site(ground, tmp_path) as here:
+        job_id = here.submit(job("talker", script))
+        said = []
+        with (
+            here.on.daemon.http(timeout_s=60.0) as client,
+            client.stream(
+                "GET", f"/api/v1/jobs/{job_id}/logs", params={"rank": "all", "follow": "true"}
+            ) as stream,
+        ):
+            for line in stream.iter_lines():
+                record = json.loads(line) if line else {}
+                if "data" in record:
+                    said.append((record["offset"], record["data"]))
+                    flag.touch()
+                if "end" in record and "state" in record:
+                    assert record["state"] == "SUCCEEDED"
+        assert "".join(text for _, text in said) == "first\nsecond\n"
+        assert said[0] == (0, "first\n")
+        with here.on.daemon.http() as client:
+            rest = client.get(f"/api/v1/jobs/{job_id}/logs", params={"offset": 6}).json()
+        assert (rest["data"], rest["next_offset"], rest["end"]) == ("second\n", 13, True)
+
+
+def test_where_one_rank_fails_the_others_are_ended_and_its_code_is_told(
+    ground: Ground, tmp_path: Path
+) -> None:
+    with site(ground, tmp_path) as here:
+        script = "test $HAVERSACK_TASK_INDEX = 1 && exit 7; exec sleep 600"
+        failed = here.until_state(here.submit(job("breaks", script, tasks=3)), "FAILED")
+        assert (failed["exit_code"], failed["end_cause"]) == (7, "user")
+        here.until_let_go()
+        # Those that were deleted are gone; the one that failed tells why for a while.
+        here.on.until(lambda: len(here.pods()) == 1, "pods of a broken gang stay")
+
+
+def test_a_cancelled_job_gets_its_signal_and_its_grace(ground: Ground, tmp_path: Path) -> None:
+    with site(ground, tmp_path) as here:
+        saved = tmp_path / "saved"
+        script = f"trap 'touch {saved}; exit 0' TERM; while :; do sleep 0.05; done"
+        job_id = here.submit(job("long", script))
+        here.until_state(job_id, "RUNNING")
+        here.on.cancel(job_id)
+        here.until_state(job_id, "CANCELLED", "SUCCEEDED")
+        assert saved.exists()
+        here.until_let_go()
+        here.on.until(lambda: not here.pods(), "pods of a cancelled job stay")
+
+
+def test_a_job_that_cannot_become_pods_is_refused_by_field_and_remedy(
+    ground: Ground, tmp_path: Path
+) -> None:
+    with site(ground, tmp_path) as here:
+        document = job_document("bare", ["true"], checkpoint={"signal": "SIGUSR1"})
+        with here.on.daemon.http() as client:
+            refused = client.post("/api/v1/jobs", json=document)
+        assert refused.status_code == 422
+        problems = {each["path"]: each["message"] for each in refused.json()["problems"]}
+        assert "HAVERSACK_KUBERNETES__IMAGE" in problems["spec.task.image"]
+        assert "SIGTERM" in problems["spec.checkpoint.signal"]
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "create-before-send@2",
+        "create-after-send@1",
+        "create-after-send@3",
+        "pods-first-made",
+        "pods-made",
+        "bind-after-send@2",
+        "exit-seen",
+        "exit-stored",
+    ],
+)
+def test_every_task_runs_once_wherever_its_launch_dies(
+    ground: Ground, tmp_path: Path, point: str
+) -> None:
+    name, _, nth = point.partition("@")
+    runs = tmp_path / "runs"
+    with site(ground, tmp_path) as here:
+        assert here.on.daemon.stop() == 0
+        here.on.daemon.start(failpoints=f"{name}=kill" + (f"@{nth}" if nth else ""))
+        job_id = here.submit(job("once", f"echo $HAVERSACK_TASK_INDEX >> {runs}", tasks=3))
+        assert here.on.daemon.wait_dead(), "the failpoint was not met"
+        here.on.daemon.start()
+        here.until_state(job_id, "SUCCEEDED")
+        here.until_let_go()
+        assert sorted(runs.read_text().split()) == ["0", "1", "2"]
+        assert len(here.pods()) == 3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_two_ranks_of_torch_train_together(ground: Ground, tmp_path: Path) -> None:
+    with site(ground, tmp_path) as here:
+        document = job("ddp", "", tasks=2, launcher="torch")
+        task = document["spec"]["task"]  # type: ignore[index]
+        task |= {
+            "command": [sys.executable, str(ROOT / "docs" / "guide" / "examples" / "ddp.py")],
+            "env": {"DDP_SECONDS": "0.5"},
+        }
+        done = here.until_state(here.submit(document), "SUCCEEDED", "FAILED", "QUARANTINED")
+        said = [here.log(done["id"], rank) for rank in range(2)]
+        assert done["state"] == "SUCCEEDED", said
+        assert all("PARAMETERS AGREE on 2 ranks" in text for text in said)
+        here.until_let_go()

@@ -17,6 +17,7 @@ Json = dict[str, Any]
 DEPLOY = ROOT / "deploy"
 BASE = DEPLOY / "kubernetes" / "base"
 COMPONENTS = sorted((DEPLOY / "kubernetes" / "components").iterdir())
+OVERLAYS = sorted((DEPLOY / "kubernetes" / "overlays").iterdir())
 
 
 def documents(path: Path) -> list[Json]:

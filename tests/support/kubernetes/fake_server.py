@@ -18,6 +18,7 @@ from aiohttp import web
 from support.kubernetes.discovery import discovered
 from support.kubernetes.faults import LIST_FAULTS, REQUEST_FAULTS, Deed, Fault, Faults
 from support.kubernetes.loops import LoopThread, loop_thread
+from support.kubernetes.node_logs import asked_node
 from support.kubernetes.operations import Operations
 from support.kubernetes.refusals import (
     Json,
@@ -33,6 +34,7 @@ from support.kubernetes.refusals import (
 from support.kubernetes.resources import (
     ACCESS_REVIEWS,
     BUILTIN,
+    NODES,
     SELF_REVIEWS,
     THIRD_PARTY,
     Registry,
@@ -274,6 +276,10 @@ class FakeApiServer:
             if self.faults.strikes(deed, (Fault.WATCH_GONE,)):
                 raise expired("too old resource version")
             return await self._watch(request, target, deed)
+        if target.subresource == "log":
+            pod = self.operations.get(target)
+            nodes = {node["metadata"]["name"]: node for node in self.objects(NODES)}
+            return await asked_node(request, pod, nodes.get(pod["spec"].get("nodeName", "")))
         fault = self.faults.strikes(deed, REQUEST_FAULTS)
         await self._before(fault, request, target)
         response = await self._carry_out(request, target, deed)

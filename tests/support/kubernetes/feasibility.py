@@ -350,8 +350,10 @@ class _Site:
             (await self.client.delete(path, {"gracePeriodSeconds": 600})).ok()
         elif placed.resize is not None:
             wished, seen = {"spec": placed.resize.spec}, {"status": placed.resize.status}
-            (await self.client.patch(f"{path}/resize", wished, STRATEGIC)).ok()
-            (await self.client.patch(f"{path}/status", seen, STRATEGIC)).ok()
+            resized = await self.client.patch(f"{path}/resize", wished, STRATEGIC)
+            if resized.status != HTTPStatus.FORBIDDEN:  # admission has not heard of the node yet
+                resized.ok()
+                (await self.client.patch(f"{path}/status", seen, STRATEGIC)).ok()
 
     async def clear(self, population: Population) -> None:
         """Take the cluster away."""

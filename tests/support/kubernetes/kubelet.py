@@ -31,6 +31,7 @@ from support.kubernetes.containers import (
     requested,
 )
 from support.kubernetes.loops import loop_thread
+from support.kubernetes.node_logs import NodeLogs
 from support.kubernetes.pod_rules import TERMINAL
 from support.kubernetes.resources import NODES, PODS
 
@@ -116,12 +117,19 @@ class Kubelet:
         self._pretence = pretence
         self._environment = dict(environment or {})
         self._workers: dict[str, _Worker] = {}
+        self._logs: NodeLogs | None = None
+        self._stack = contextlib.AsyncExitStack()
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: list[BaseException] = []
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
+        if self._pretence is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._logs = await self._stack.enter_async_context(
+                NodeLogs(self._folder, self._log_file, self._is_running)
+            )
         await self._learn_nodes()
         self._start(self._follow())
         return self
@@ -130,6 +138,7 @@ class Kubelet:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
         await self._client.__aexit__()
         if self._failures:
             raise BaseExceptionGroup("the fake kubelet failed", self._failures)
@@ -139,6 +148,17 @@ class Kubelet:
         found = sorted(self._folder.glob(f"{namespace}_{name}_*/main.log"), key=os.path.getmtime)
         return "".join(path.read_text(errors="replace") for path in found)
 
+    def _log_file(self, namespace: str, name: str) -> Path | None:
+        """What the youngest pod of this name writes to."""
+        found = self._folder.glob(f"{namespace}_{name}_*/main.log")
+        return max(found, key=os.path.getmtime, default=None)
+
+    def _is_running(self, namespace: str, name: str) -> bool:
+        """Whether a pod of this name has not ended yet."""
+        pods = (worker.pod for worker in self._workers.values() if not worker.silent)
+        wanted = (namespace, name)
+        return any((p["metadata"]["namespace"], p["metadata"]["name"]) == wanted for p in pods)
+
     async def _learn_nodes(self) -> None:
         listed = await self.ask(lambda: self._client.get(NODES.path()))
         for node in listed.ok()["items"]:
@@ -147,6 +167,12 @@ class Kubelet:
                 amounts = node["status"]["allocatable"]
                 room = {key: amount_of(text) for key, text in amounts.items()}
                 self._rooms[name] = _Room(room, {})
+                if self._logs is not None:
+                    await self._tell_node(name, self._logs.status)
+
+    async def _tell_node(self, name: str, status: Json) -> None:
+        path = NODES.path(name=name, subresource="status")
+        await self.ask(lambda: self._client.patch(path, {"status": status}, STRATEGIC))
 
     def _is_ours(self, node: str) -> bool:
         return bool(node) and (self._named is None or node in self._named)
@@ -295,6 +321,7 @@ class _Worker:
         self.pod = pod
         self._kubelet = kubelet
         self._changed = asyncio.Event()
+        self.silent = False
         self._gone = False
         self._started = ""
 
@@ -370,6 +397,7 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+            self.silent = True
         await self._end(128 - code if code < 0 else code)
 
     async def _stop(self, process: asyncio.subprocess.Process, ended: asyncio.Future[int]) -> None:

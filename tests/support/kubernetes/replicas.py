@@ -70,14 +70,30 @@ def frozen(daemon: DaemonProcess, log: Path) -> None:
 
 @contextmanager
 def replicas(
-    ground: Ground, folder: Path, database: str, *, failpoints: str = "", **settings: str
+    ground: Ground,
+    folder: Path,
+    database: str,
+    *,
+    account: Ground | None = None,
+    failpoints: str = "",
+    **settings: str,
 ) -> Iterator[Replicas]:
-    """Both started, the first leads. Killed at the end; the namespace's objects are removed."""
+    """Both started, the first leads. Killed at the end; the namespace's objects are removed.
+
+    Args:
+        ground: their cluster.
+        folder: gets their data directories.
+        database: URL.
+        account: the cluster under the daemons' own account, if that is not an administrator's.
+        failpoints: of the first.
+        settings: of both; `{}` stands for 0 or 1.
+    """
     more = {"STORE__LEASE_TTL_S": str(LEASE_TTL_S), **settings}
     made = []
-    for name in ("first", "second"):
+    for place, name in enumerate(("first", "second")):
         (folder / name).mkdir()
-        daemon = daemon_on(ground, folder / name, **more)
+        own = {setting: value.replace("{}", str(place)) for setting, value in more.items()}
+        daemon = daemon_on(account or ground, folder / name, **own)
         daemon.database = database
         made.append(daemon)
     first, second = made

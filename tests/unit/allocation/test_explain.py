@@ -70,7 +70,8 @@ def test_waiting_capacity_names_every_short_resource() -> None:
     live = [occupy(node, [0, 1, 2], 90_000, 100)]
     found = record([node], shape(6, models=("H100",), cpu_milli=7_000), live)
     assert [reason.code for reason in found.reasons] == [ReasonCode.WAITING_CAPACITY] * 2
-    assert found.reasons[0].message == "needs 6 GPUs (H100), 5 free"
+    assert found.reasons[0].message.startswith("needs 6 GPUs (H100), 5 free; ")
+    assert found.reasons[1].message == "needs 7000 m CPU, 6000 free"
     assert numbers(found.reasons[0]) == ("gpus", 6, 5, 5)
     assert numbers(found.reasons[1]) == ("cpu_milli", 7_000, 6_000, 6_000)
 

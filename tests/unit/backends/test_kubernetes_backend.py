@@ -10,10 +10,9 @@ from support.kubernetes import objects
 from support.kubernetes.fake_server import ADMIN, FakeApiServer
 
 from scheduler.backends.backend import Surroundings
-from scheduler.backends.kubernetes import KubernetesBackend, NoLogs
+from scheduler.backends.kubernetes import KubernetesBackend
 from scheduler.errors import ConfigurationError, HaversackError
 from scheduler.execution.kubernetes.access import Access
-from scheduler.model.quantity import AttemptId
 from scheduler.settings import KubernetesSettings, Settings
 from scheduler.store.database import Database
 from scheduler.store.lease import acquire
@@ -79,9 +78,3 @@ def test_what_never_began_can_be_closed(sqlite_database: Database) -> None:
             await backend(sqlite_database, fake.access).close()
 
     asyncio.run(story())
-
-
-def test_logs_are_the_clusters() -> None:
-    assert NoLogs().ranks(AttemptId("a")) == ()
-    with pytest.raises(LookupError, match="kubectl logs"):
-        NoLogs().read(AttemptId("a"), 0, 0, 1)

@@ -274,17 +274,16 @@ def test_in_a_pod_the_service_account_counts_and_its_token_is_read_again(
 ) -> None:
     token = tmp_path / "token"
     token.write_text("first\n")
-    module = "kubernetes.config.incluster_config"
-    monkeypatch.setattr(f"{module}.SERVICE_TOKEN_FILENAME", str(token))
-    monkeypatch.setattr(f"{module}.SERVICE_CERT_FILENAME", str(keys / "crt"))
+    (tmp_path / "ca.crt").write_bytes((keys / "crt").read_bytes())
+    monkeypatch.setattr("scheduler.execution.kubernetes.kubeconfig.SERVICE_ACCOUNT", tmp_path)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     access = load_access()
     assert access.base_url == "https://10.0.0.1:443"
-    assert access.headers() == {"Authorization": "bearer first"}
+    assert access.headers() == {"Authorization": "Bearer first"}
     token.write_text("second\n")
     access.renew(refused=True)
-    assert access.headers() == {"Authorization": "bearer second"}
+    assert access.headers() == {"Authorization": "Bearer second"}
     token.unlink()
     with pytest.raises(ConfigurationError, match="service account"):
         access.renew(refused=True)

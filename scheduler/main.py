@@ -123,7 +123,7 @@ def _kubernetes(settings: Settings, kubeconfig: Path | None) -> BackendMaker:
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"--executor kubernetes needs the package {error.name}",
-            hint="pip install 'haversack[kubernetes]'",
+            hint="in a checkout of Haversack: pip install '.[kubernetes]'",
         ) from error
     if kubeconfig is None:
         return Kubernetes(settings.kubernetes)

@@ -103,11 +103,13 @@ _REDUCERS = _Reducers()
 
 def frame(message: ToWorker | FromWorker) -> bytes:
     """The message as bytes on the wire."""
-    body = io.BytesIO()
-    pickler = pickle.Pickler(body, protocol=pickle.HIGHEST_PROTOCOL)
+    whole = io.BytesIO()
+    whole.write(bytes(HEADER.size))  # filled in below: a cluster is 20 MB, not to be copied again
+    pickler = pickle.Pickler(whole, protocol=pickle.HIGHEST_PROTOCOL)
     pickler.dispatch_table = _REDUCERS
     pickler.dump(message)
-    return HEADER.pack(body.tell()) + body.getvalue()
+    HEADER.pack_into(whole.getbuffer(), 0, whole.tell() - HEADER.size)
+    return whole.getvalue()
 
 
 def body_bytes(header: bytes) -> int:

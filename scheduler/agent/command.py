@@ -45,7 +45,7 @@ def agent(
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"the agent of a cluster's node needs the package {error.name}",
-            hint="pip install 'haversack[kubernetes]'",
+            hint="in a checkout of Haversack: pip install '.[kubernetes]'",
         ) from error
 
     configure_logging()

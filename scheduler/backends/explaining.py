@@ -21,8 +21,8 @@ from scheduler.store.transaction import Transaction
 
 log = structlog.get_logger(__name__)
 
-_LOOK_EVERY_S = 1.0
-_AGAIN_LOOKS = 10
+_LOOK_EVERY_S = 0.2
+_AGAIN_LOOKS = 50
 """Even where nothing was decided, each so many looks: a report may have failed, a job been held."""
 
 

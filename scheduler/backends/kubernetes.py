@@ -12,10 +12,12 @@ import structlog
 
 from scheduler.backends.backend import Surroundings
 from scheduler.backends.explaining import Explainer
+from scheduler.bootstrap import live_profile
 from scheduler.errors import ConfigurationError, FencedError
 from scheduler.execution.kubernetes.access import Access, load_access
 from scheduler.execution.kubernetes.avoiding import Avoided
 from scheduler.execution.kubernetes.binder import Binder
+from scheduler.execution.kubernetes.budgets import PATH, Budget, Budgets, Shield, budget_of
 from scheduler.execution.kubernetes.cluster import Cluster, NodeSink, PodSink
 from scheduler.execution.kubernetes.conditions import Conditions
 from scheduler.execution.kubernetes.events import Events
@@ -38,6 +40,7 @@ from scheduler.execution.kubernetes.telling import Teller
 from scheduler.execution.kubernetes.upkeep import Upkeep
 from scheduler.execution.kubernetes.verdicts import Verdicts
 from scheduler.model.lifecycle import JobState
+from scheduler.model.ports import Preemption
 from scheduler.settings import KubernetesSettings
 from scheduler.store.execution import expected
 from scheduler.store.lease import require
@@ -99,7 +102,8 @@ class KubernetesBackend:
         self._unfenced = ""
         self._role = RoleLabel(self._server, self._settings.namespace, self._settings.pod_name)
         self._stack = AsyncExitStack()
-        self._readers: dict[str, Reader[KubeNode] | Reader[Pod]] = {}
+        self._readers: dict[str, Reader[KubeNode] | Reader[Pod] | Reader[Budget]] = {}
+        self._shield: Shield | None = None
         self._executor: KubernetesExecutor | None = None
         self._follower: Follower | None = None
         self._upkeep: Upkeep | None = None
@@ -153,7 +157,7 @@ class KubernetesBackend:
             store,
             ClusterGatherer(cluster, Lookup(self._server), avoided),
             given.clock,
-            report=self._teller.wait_for,
+            report=self._teller.gather,
         )
         launching = Launching(
             self._server,
@@ -191,10 +195,16 @@ class KubernetesBackend:
         pods = Reader(self._server, "/api/v1/pods", pod_of, PodSink(cluster), pace=pace)
         self._read("nodes", nodes)
         self._read("pods", pods)
+        if live_profile(given.settings.queue).preemption is not Preemption.NONE:
+            budgets = Budgets()
+            self._read("budgets", Reader(self._server, PATH, budget_of, budgets, pace=pace))
+            self._shield = Shield(cluster, budgets, store, given.clock)
         await self._first_picture()
         await follower.begin()
+        if self._shield is not None:
+            await self._shield.look()  # before anybody is stopped
 
-    def _read(self, name: str, reader: Reader[KubeNode] | Reader[Pod]) -> None:
+    def _read(self, name: str, reader: Reader[KubeNode] | Reader[Pod] | Reader[Budget]) -> None:
         self._readers[name] = reader
         self._reading.append(asyncio.create_task(reader.run(), name=f"read {name}"))
 
@@ -260,6 +270,8 @@ class KubernetesBackend:
                 group.create_task(self._verdicts.run())
                 group.create_task(self._explainer.run())
                 group.create_task(self._mind_readers())
+                if self._shield is not None:
+                    group.create_task(self._shield.run())
                 if self._settings.pod_name:
                     group.create_task(self._role.keep(self._lead))
         except* FencedError as errors:

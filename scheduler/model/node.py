@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from scheduler.model.quantity import DEFAULT_POOL, GpuId, NodeId, PoolName, Resources
 from scheduler.model.site import Amounts, Taint
@@ -97,6 +98,12 @@ class Links:
 
 
 NO_LINKS = Links(nvlinks=(), bandwidth_gbps=())
+
+
+@lru_cache(maxsize=65_536)
+def shared_label(key: str, value: str) -> tuple[str, str]:
+    """The one pair of these two strings: 5,000 nodes have 70 labels each, most of them alike."""
+    return key, value
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from scheduler.model.view import AttemptView, Explanation, JobView
 from scheduler.service import access
 from scheduler.store import cluster, jobs
 from scheduler.store.decisions import StoredReasons, reasons_of
+from scheduler.store.documents import priority_class_of
 from scheduler.store.execution import launch_note
 from scheduler.store.transaction import Transaction
 
@@ -113,8 +114,14 @@ def _explain_pending(tx: Transaction, job: JobView, now: UtcSeconds) -> Explanat
         )
     ahead = jobs.ahead(tx, job)
     queue = "no job is" if ahead == 0 else "1 job is" if ahead == 1 else f"{ahead} jobs are"
-    summary = f"It waits: {reasons[0].message}; {queue} ahead of it."
+    summary = f"It waits: {reasons[0].message}; {queue} ahead of it{_by_class(job)}."
     return _explanation(job, summary, tuple(reasons), ahead=ahead, stored=stored)
+
+
+def _by_class(job: JobView) -> str:
+    """Its priority, where a class with a name gave it."""
+    name = priority_class_of(job.document)
+    return f" at priority {job.priority}, by the PriorityClass {name}" if name else ""
 
 
 def _aside(job: JobView) -> Reason:

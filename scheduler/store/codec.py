@@ -14,7 +14,7 @@ import orjson
 from scheduler.model.execution import LaunchOrder, LaunchTask, StopOrder
 from scheduler.model.job import LauncherKind
 from scheduler.model.lifecycle import EndCause
-from scheduler.model.node import Links
+from scheduler.model.node import Links, shared_label
 from scheduler.model.plan import FunnelStep, Reason, ReasonCode, TaskPlacement, Waiting
 from scheduler.model.quantity import (
     WHOLE_GPU_MILLI,
@@ -123,10 +123,9 @@ def gpu_models(document: str) -> tuple[str, ...]:
     return tuple(orjson.loads(document))
 
 
-@lru_cache(maxsize=_KEPT)
 def labels(document: str) -> tuple[tuple[str, str], ...]:
-    """The labels of a node row."""
-    return tuple((key, value) for key, value in orjson.loads(document))
+    """The labels of a node row; not remembered, for every node has one that is its own."""
+    return tuple(shared_label(key, value) for key, value in orjson.loads(document))
 
 
 @lru_cache(maxsize=_KEPT)

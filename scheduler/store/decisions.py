@@ -75,14 +75,19 @@ def why_outside_waits(tx: Transaction) -> dict[JobId, str]:
     found: dict[JobId, str] = {}
     for job_id, document in tx.connection.execute(_OUTSIDE):
         if document not in said:
-            said[document] = "; ".join(
-                each.message
-                for each in codec.waiting(document).reasons
-                if each.code is not ReasonCode.PENDING_EVALUATION
-            )
+            said[document] = _told(codec.waiting(document).reasons)
         if said[document]:
             found[JobId(job_id)] = said[document]
     return found
+
+
+def _told(reasons: Iterable[Reason]) -> str:
+    """All reasons, and what helps against the limiting one; "" if there is nothing to tell."""
+    known = [each for each in reasons if each.code is not ReasonCode.PENDING_EVALUATION]
+    if not known:
+        return ""
+    messages = "; ".join(each.message for each in known)
+    return f"{messages}. What helps: {REMEDIES[known[0].code]}."
 
 
 def page(tx: Transaction, actor: Actor, *, cursor: str | None, limit: int) -> Page[DecisionView]:

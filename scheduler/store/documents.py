@@ -60,6 +60,17 @@ def of_gang(gang: OutsideGang) -> str:
     return orjson.dumps(found, option=orjson.OPT_SORT_KEYS).decode()
 
 
+def priority_class_of(document: str) -> str:
+    """What gave a gang from outside its priority, by name; "" if nothing with a name did."""
+    try:
+        found = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        return ""
+    spec = found.get("spec") if isinstance(found, dict) else None
+    name = spec.get("priorityClass") if isinstance(spec, dict) else None
+    return name if isinstance(name, str) else ""
+
+
 def program(document: str) -> Program:
     """How to run the job of this document.
 

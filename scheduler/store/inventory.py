@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sqlalchemy import Column, RowMapping, bindparam, insert, select, update
+from sqlalchemy import Column, Row, Select, bindparam, insert, select, update
 
 from scheduler.model.node import Node
 from scheduler.model.quantity import SYSTEM_TENANT, NodeId, UtcSeconds
@@ -18,9 +18,42 @@ from scheduler.store import codec
 from scheduler.store.tables import gpus, nodes, pools
 from scheduler.store.transaction import Transaction
 
-AnyRow: TypeAlias = RowMapping
+AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 
 _CHUNK = 500
+_NODE = (
+    "id",
+    "name",
+    "pool_id",
+    "price_class",
+    "rack",
+    "zone",
+    "health",
+    "simulated",
+    "present",
+    "cpu_milli",
+    "memory_mib",
+    "links",
+    "labels",
+    "taints",
+    "extras",
+)
+"""Columns that hosts own, in the order of `_node_values`."""
+_GPU = (
+    "id",
+    "node_id",
+    "pool_id",
+    "price_class",
+    "position",
+    "model",
+    "memory_mib",
+    "health",
+    "external",
+    "present",
+)
+"""Columns that hosts own, in the order of `_gpu_values`."""
+_NODES = select(*(nodes.c[name] for name in _NODE), nodes.c.version)
+_GPUS = select(*(gpus.c[name] for name in _GPU), gpus.c.version)
 _PRESENT = select(nodes.c.name, nodes.c.id).where(nodes.c.present.is_(True)).order_by(nodes.c.id)
 _NODE_ROW = update(nodes).where(nodes.c.id == bindparam("node"))
 _GPU_ROW = update(gpus).where(gpus.c.id == bindparam("gpu"))
@@ -71,33 +104,34 @@ def sync_changes(
     `_CHUNK` of nodes and of GPUs.
     """
     here = {node.id for node in changed}
-    node_rows = _by_id(tx, nodes.c.id, [*here, *gone])
-    gpu_rows = _by_id(tx, gpus.c.node_id, [*here, *gone])
+    node_rows = _by_id(tx, _NODES, nodes.c.id, [*here, *gone])
+    gpu_rows = _by_id(tx, _GPUS, gpus.c.node_id, [*here, *gone])
     everywhere = {gpu.id for node in changed for gpu in node.gpus}
-    gpu_rows |= _by_id(tx, gpus.c.id, everywhere - gpu_rows.keys())
+    gpu_rows |= _by_id(tx, _GPUS, gpus.c.id, everywhere - gpu_rows.keys())
     gpus_of: dict[str, set[str]] = {}
     for row in gpu_rows.values():
-        if row["present"]:
-            gpus_of.setdefault(row["node_id"], set()).add(row["id"])
+        if row.present:
+            gpus_of.setdefault(row.node_id, set()).add(row.id)
     _add_pools(tx, changed, now)
     _free_names(tx, changed)
     writes = _Writes()
     for node in changed:
         old = node_rows.get(node.id)
-        new_gpus = [gpu for gpu in _gpu_columns(node) if _differs(gpu_rows.get(gpu["id"]), gpu)]
+        new_gpus = [gpu for gpu in _gpu_values(node) if _differs(gpu_rows.get(gpu[0]), gpu)]
         lost_gpus = gpus_of.get(node.id, set()) - {gpu.id for gpu in node.gpus}
-        columns = _node_columns(node)
-        if _differs(old, columns) or new_gpus or lost_gpus:
+        values = _node_values(node)
+        if _differs(old, values) or new_gpus or lost_gpus:
             revision = _journal(tx, node.name, node.id, "present", now)
-            writes.node(columns, old, revision, now)
+            writes.node(dict(zip(_NODE, values, strict=True)), old, revision, now)
             for gpu in new_gpus:
-                writes.gpu(gpu, gpu_rows.get(gpu["id"]), revision)
+                columns = dict(zip(_GPU, gpu, strict=True))
+                writes.gpu(columns, gpu_rows.get(gpu[0]), revision)
             # One that moved to another of the nodes is not lost.
             writes.lose(sorted(lost_gpus - everywhere), gpu_rows, revision)
     for node_id in dict.fromkeys(gone):
         left = node_rows.get(node_id)
-        if left is not None and left["present"] and node_id not in here:
-            revision = _journal(tx, left["name"], node_id, "gone", now)
+        if left is not None and left.present and node_id not in here:
+            revision = _journal(tx, left.name, node_id, "gone", now)
             versions = _versions(left, revision)
             writes.nodes_gone.append({"node": node_id, "present": False, **versions})
             writes.lose(sorted(gpus_of.get(node_id, set()) - everywhere), gpu_rows, revision)
@@ -179,13 +213,15 @@ class _Writes:
                 tx.connection.execute(statement, rows)
 
 
-def _by_id(tx: Transaction, column: Column[str], wanted: Iterable[str]) -> dict[str, AnyRow]:
-    """Rows, by id, of the column's table where it is one of `wanted`."""
+def _by_id(
+    tx: Transaction, statement: Select[Any], column: Column[str], wanted: Iterable[str]
+) -> dict[str, AnyRow]:
+    """Rows of a statement, by the id they begin with, where a column is one of `wanted`."""
     keys = sorted(set(wanted))
     found: dict[str, AnyRow] = {}
     for start in range(0, len(keys), _CHUNK):
-        statement = select(column.table).where(column.in_(keys[start : start + _CHUNK]))
-        found |= {row["id"]: row for row in tx.connection.execute(statement).mappings()}
+        some = statement.where(column.in_(keys[start : start + _CHUNK]))
+        found |= {row[0]: row for row in tx.connection.execute(some).all()}
     return found
 
 
@@ -195,7 +231,7 @@ def _over(columns: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _versions(old: AnyRow, revision: int) -> dict[str, int]:
-    return {"version": old["version"] + 1, "revision": revision}
+    return {"version": old.version + 1, "revision": revision}
 
 
 def _journal(tx: Transaction, name: str, node_id: str, event: str, now: UtcSeconds) -> int:
@@ -208,46 +244,48 @@ def _journal(tx: Transaction, name: str, node_id: str, event: str, now: UtcSecon
     )
 
 
-def _node_columns(node: Node) -> dict[str, Any]:
-    return {
-        "id": node.id,
-        "name": node.name,
-        "pool_id": node.pool,
-        "price_class": node.price_class.value,
-        "rack": node.rack,
-        "zone": node.zone,
-        "health": node.health.value,
-        "simulated": node.simulated,
-        "present": True,
-        "cpu_milli": node.capacity.cpu_milli,
-        "memory_mib": node.capacity.memory_mib,
-        "links": codec.text(node.links),
-        "labels": codec.text(node.labels),
-        "taints": codec.text(node.taints),
-        "extras": codec.text(node.extras),
-    }
+def _node_values(node: Node) -> tuple[object, ...]:
+    return (
+        node.id,
+        node.name,
+        node.pool,
+        node.price_class.value,
+        node.rack,
+        node.zone,
+        node.health.value,
+        node.simulated,
+        True,
+        node.capacity.cpu_milli,
+        node.capacity.memory_mib,
+        codec.text(node.links),
+        codec.text(node.labels),
+        codec.text(node.taints),
+        codec.text(node.extras),
+    )
 
 
-def _gpu_columns(node: Node) -> list[dict[str, Any]]:
+def _gpu_values(node: Node) -> list[tuple[Any, ...]]:
+    pool, price_class = node.pool, node.price_class.value
     return [
-        {
-            "id": gpu.id,
-            "node_id": node.id,
-            "pool_id": node.pool,
-            "price_class": node.price_class.value,
-            "position": gpu.index,
-            "model": gpu.model,
-            "memory_mib": gpu.memory_mib,
-            "health": gpu.health.value,
-            "external": gpu.external,
-            "present": True,
-        }
+        (
+            gpu.id,
+            node.id,
+            pool,
+            price_class,
+            gpu.index,
+            gpu.model,
+            gpu.memory_mib,
+            gpu.health.value,
+            gpu.external,
+            True,
+        )
         for gpu in node.gpus
     ]
 
 
-def _differs(row: AnyRow | None, columns: Mapping[str, Any]) -> bool:
-    return row is None or any(row[name] != value for name, value in columns.items())
+def _differs(row: AnyRow | None, values: tuple[object, ...]) -> bool:
+    """Whether a row, which has one column more, holds other values than these."""
+    return row is None or tuple(row)[:-1] != values
 
 
 def _add_pools(tx: Transaction, found: Sequence[Node], now: UtcSeconds) -> None:
@@ -270,9 +308,9 @@ def _free_names(tx: Transaction, found: Sequence[Node]) -> None:
     """A machine that comes back under a new id takes its name from the row that had it."""
     wanted = {node.name: node.id for node in found}
     taken = [
-        {"node": row["id"], "name": f"{row['name'][:60]}~{row['id'][:60]}"}
-        for row in _by_id(tx, nodes.c.name, wanted).values()
-        if wanted[row["name"]] != row["id"]
+        {"node": row.id, "name": f"{row.name[:60]}~{row.id[:60]}"}
+        for row in _by_id(tx, _NODES, nodes.c.name, wanted).values()
+        if wanted[row.name] != row.id
     ]
     if taken:
         tx.connection.execute(_NODE_ROW, taken)

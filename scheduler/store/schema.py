@@ -6,7 +6,17 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, Connection, MetaData, String, Table, insert, inspect, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    insert,
+    inspect,
+    select,
+)
 
 from scheduler.errors import ConfigurationError
 from scheduler.model.node import PriceClass
@@ -28,8 +38,13 @@ HEAD = "0005"
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _ADVISORY_LOCK = 0x68617665  # "have": one migrator at a time on PostgreSQL
-_VERSION = Table("alembic_version", MetaData(), Column("version_num", String(32)))
-"""Alembic's own table, read without it: a store that is up to date needs none of its imports."""
+_VERSION = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""Alembic's own table: a store that is new, or up to date, needs none of its imports."""
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -44,14 +59,22 @@ def alembic_config(connection: Connection) -> Config:
 
 
 def prepare(connection: Connection, *, now: UtcSeconds) -> None:
-    """Migrate to `HEAD` and seed a fresh store, inside the caller's transaction.
+    """Migrate to `HEAD`, or make and seed a fresh store, inside the caller's transaction.
+
+    A fresh one is made from the tables as they are now; a test compares that with what the
+    migrations lead to.
 
     Raises:
         ConfigurationError: the database was made by a newer version of the program.
     """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-    if refuse_newer(connection) != HEAD:
+    found = refuse_newer(connection)
+    if found is None:
+        tables.metadata.create_all(connection)
+        _VERSION.create(connection, checkfirst=True)
+        connection.execute(insert(_VERSION).values(version_num=HEAD))
+    elif found != HEAD:
         from alembic import command  # noqa: PLC0415 - a tenth of the daemon's start
 
         command.upgrade(alembic_config(connection), "head")

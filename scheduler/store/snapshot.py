@@ -112,6 +112,7 @@ _GPUS = (
 # By value: calling an Enum costs as much as all the rest of a small value.
 _HEALTH = {health.value: health for health in Health}
 _SHAPES_KEPT = 16_384
+_GPUS_AT_ONCE = 4_096
 
 
 def load_delta(tx: Transaction, base_revision: int, sees: Sees = Sees.NOTHING) -> SnapshotDelta:
@@ -169,12 +170,12 @@ def load_nodes(tx: Transaction, rows: list[AnyRow]) -> tuple[Node, ...]:
     few = 100  # beyond that, reading all GPUs beats a long list of ids
     if len(rows) <= few:
         statement = statement.where(gpus.c.node_id.in_([row.id for row in rows]))
-    for gpu in tx.connection.execute(statement):
+    for some in tx.connection.execute(statement).partitions(_GPUS_AT_ONCE):
         # Unpacked by position: there are many, and access by name is slow.
-        node_id, gpu_id, position, model, memory_mib, health, cordoned, external = gpu
-        found[node_id].append(
-            Gpu(GpuId(gpu_id), position, model, memory_mib, _HEALTH[health], cordoned, external)
-        )
+        for node_id, gpu_id, position, model, memory_mib, health, cordoned, external in some:
+            found[node_id].append(
+                Gpu(GpuId(gpu_id), position, model, memory_mib, _HEALTH[health], cordoned, external)
+            )
     return tuple(_node(row, tuple(found[row.id])) for row in rows)
 
 

@@ -168,6 +168,9 @@ def on_cluster(nodes: int) -> list[Told]:
             # The first one waits for the solver process to start, too: it is not counted.
             asyncio.run(_told(plane, daemon, 3, 8))
             return [asyncio.run(_told(plane, daemon, tasks, gpus)) for tasks, gpus in GANGS]
+        except TimeoutError:
+            sys.stdout.write(daemon.log_tail())
+            raise
         finally:
             daemon.stop()
 

@@ -46,12 +46,15 @@ def launch_order(
     max_runtime_s: float | None = None,
     workdir: str | None = None,
     cpu_milli: int = 0,
+    memory_mib: int = 0,
+    image: str | None = None,
+    job_name: str = "test",
 ) -> LaunchOrder:
     return LaunchOrder(
         attempt_id=attempt() if attempt_id is None else attempt_id,
         job_id=JobId("j-0000000000000001"),
         tenant=TenantId("default"),
-        job_name="test",
+        job_name=job_name,
         number=number,
         epoch=epoch,
         tasks=tuple(
@@ -62,6 +65,7 @@ def launch_order(
                 gpu_ids=tuple(GpuId(gpu) for gpu in (gpus[index] if gpus else ())),
                 simulated=simulated,
                 cpu_milli=cpu_milli,
+                memory_mib=memory_mib,
             )
             for index in range(tasks)
         ),
@@ -73,6 +77,7 @@ def launch_order(
         grace_s=grace_s,
         max_runtime_s=max_runtime_s,
         workdir=workdir,
+        image=image,
     )
 
 

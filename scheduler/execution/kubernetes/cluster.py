@@ -233,6 +233,16 @@ class Cluster:
             keys = [key for group in sorted(groups) for key in self._of_group.get(group, ())]
             return tuple(self._pods[key] for key in keys)
 
+    def bound_in(self, namespaces: Collection[str]) -> tuple[Pod, ...]:
+        """Pods there that were bound for attempts that the store holds. O(pods of ours)."""
+        if not namespaces:
+            return ()
+        with self._lock:
+            keys = [key for held in self._held for key in self._of_attempt.get(held, ())]
+            return tuple(
+                pod for key in keys if (pod := self._pods[key]).ref.namespace in namespaces
+            )
+
     def repelling(self) -> tuple[Pod, ...]:
         """Placed pods that keep others away from them."""
         with self._lock:

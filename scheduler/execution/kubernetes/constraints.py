@@ -241,7 +241,7 @@ def _repulsions(affinity: Json, namespace: str) -> Iterator[Repulsion]:
     for _, term in mappings(mapping(affinity.get("podAntiAffinity")).get(_REQUIRED)):
         if not isinstance(term.get("labelSelector"), dict):
             continue  # no selector matches no pod
-        found = list(_selected(mapping(term.get("labelSelector"))))
+        found = list(selected(mapping(term.get("labelSelector"))))
         named = texts(term.get("namespaces"))
         anywhere = isinstance(term.get("namespaceSelector"), dict)
         yield Repulsion(
@@ -251,8 +251,8 @@ def _repulsions(affinity: Json, namespace: str) -> Iterator[Repulsion]:
         )
 
 
-def _selected(selector: Json) -> Iterator[Requirement]:
-    """A label selector's parts. One that cannot be read is left out: the term then repels more."""
+def selected(selector: Json) -> Iterator[Requirement]:
+    """A label selector's parts. One that cannot be read is left out: more is selected then."""
     for key, value in pairs(selector.get("matchLabels")):
         yield Requirement(key, Operator.IN, (value,))
     for _, written in mappings(selector.get("matchExpressions")):

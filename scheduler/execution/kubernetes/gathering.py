@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from scheduler.execution.kubernetes import labels
 from scheduler.execution.kubernetes.avoiding import Avoided, off
+from scheduler.execution.kubernetes.budgets import critical
 from scheduler.execution.kubernetes.cluster import Cluster
 from scheduler.execution.kubernetes.follower import Gathered
 from scheduler.execution.kubernetes.gangs import Gang, enough_of, gangs_of, owner_keys
@@ -119,6 +120,14 @@ def _outside(gang: Gang, avoid: Sequence[str]) -> OutsideGang:
         priority=gang.asked.priority,
         shape=replace(shape, site=off(shape.site, avoid)),
         members=tuple(str(pod.ref) for pod in gang.members),
-        preemptible=True,
+        preemptible=not any(map(critical, gang.members)),
         submitted_at=gang.created_at,
+        evicts=gang.asked.preempts,
+        priority_class=_priority_class(gang),
     )
+
+
+def _priority_class(gang: Gang) -> str:
+    """The class that gave the gang its priority, if its pods agree on one."""
+    found = {pod.priority_class for pod in gang.members if pod.priority == gang.asked.priority}
+    return found.pop() if len(found) == 1 else ""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -52,7 +53,7 @@ class Source:
 
     host: str
     ca_file: str | None = None
-    ca_data: str | None = None
+    ca_data: str | bytes | None = None
     certificate: str = ""
     key: str = ""
     token: str = ""
@@ -98,8 +99,10 @@ def plain(path: Path, folder: Path) -> Source | None:
     context = _named(document.get("contexts"), document.get("current-context"), "context")
     cluster = _named(document.get("clusters"), context.get("cluster"), "cluster")
     user = _named(document.get("users"), context.get("user"), "user")
-    server = cluster.get("server")
-    if not isinstance(server, str) or not cluster.keys() <= _CLUSTER or user.keys() not in _USERS:
+    server = str(cluster.get("server") or "")
+    if not urlsplit(server).hostname or not cluster.keys() <= _CLUSTER:
+        return None
+    if user.keys() not in _USERS:
         return None
     authority = cluster.get("certificate-authority-data")
     return Source(
@@ -139,6 +142,6 @@ def _pem(path: Path, user: Mapping[str, Any], name: str, folder: Path) -> str:
     if not written:
         return _beside(path, user.get(name)) or ""
     file = folder / name
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(base64.b64decode(written, validate=True))
+    file.touch(mode=0o600, exist_ok=False)
+    file.write_bytes(base64.b64decode(written, validate=True))
     return str(file)

@@ -18,7 +18,7 @@ from scheduler.execution.kubernetes.levels import ALL_LEVELS, Levels, price_clas
 from scheduler.execution.kubernetes.pods import Pod
 from scheduler.execution.kubernetes.raw import Json, mapping, mappings, pairs, text
 from scheduler.execution.kubernetes.requests import EXTRAS_MAX, GPUS_MAX, MACHINE_MAX
-from scheduler.model.node import NO_LINKS, Gpu, Links, Node, PriceClass
+from scheduler.model.node import NO_LINKS, Gpu, Links, Node, PriceClass, shared_label
 from scheduler.model.quantity import NodeId, Resources
 from scheduler.model.site import Amounts, Effect, Taint, implied_capacity
 
@@ -125,9 +125,7 @@ def node_of(raw: Json, levels: Levels = ALL_LEVELS) -> KubeNode:
         gpus=found.gpus,
         links=_shared_links(found.links),
         gpu_resource=gpu_resource,
-        labels=tuple(
-            sorted((sys.intern(key), sys.intern(value)) for key, value in written.items())
-        ),
+        labels=tuple(shared_label(*label) for label in sorted(written.items())),
         taints=_taints(spec, warnings),
         rack=levels.rack_of(written),
         zone=levels.zone_of(written),

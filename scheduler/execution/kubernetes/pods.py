@@ -150,7 +150,9 @@ class Pod:
         extras: the rest: one of `pods`, host ports, `ephemeral-storage`, devices; sorted.
         gpu_resource: the resource that its GPUs are, or "".
         preempts: whether others may be stopped for it (`preemptionPolicy`).
-        labels: all of them while it waits for a node, later those that we read; sorted.
+        priority_class: the PriorityClass its priority comes from, or "".
+        labels: all of them while it waits for a node, and of our own, as affinity and disruption
+            budgets may be about any; of others on nodes those that we read; sorted.
         annotations: those that we read; sorted.
         gates: names of its scheduling gates.
         group: name of the PodGroup in `spec.schedulingGroup`, or "".
@@ -188,6 +190,7 @@ class Pod:
     disruption: str = ""
     problems: tuple[str, ...] = ()
     grace_s: int = 30
+    priority_class: str = ""
     dropped: bool = False
     kept: bool = False
     version: str = field(default="", compare=False)
@@ -310,7 +313,7 @@ def pod_of(raw: Json) -> Pod:
         extras=_shared_extras(_merged(asked.extras, ports)),
         gpu_resource=asked.gpu_resource,
         constraints=constraints,
-        labels=_labels(metadata, everything=not node_name),
+        labels=_labels(metadata, everything=not node_name or _ours(metadata, spec)),
         annotations=_picked(metadata.get("annotations"), _ANNOTATIONS_READ),
         owner=_owner(metadata),
         gates=tuple(
@@ -327,8 +330,16 @@ def pod_of(raw: Json) -> Pod:
         problems=(*asked.problems, *constraints.problems, *port_problems),
         grace_s=max(0, whole(spec.get("terminationGracePeriodSeconds"), 30)),
         dropped=phase is Phase.PENDING and _deleted(metadata),
+        priority_class=sys.intern(text(spec.get("priorityClassName"))),
         kept=labels.EXIT_STATUS in texts(metadata.get("finalizers")),
         version=text(metadata.get("resourceVersion")),
+    )
+
+
+def _ours(metadata: Json, spec: Json) -> bool:
+    """Whether we schedule it, or have marked it."""
+    return spec.get("schedulerName") == labels.SCHEDULER_NAME or labels.JOB in mapping(
+        metadata.get("annotations")
     )
 
 

@@ -152,7 +152,7 @@ class Limits:
             Lane.READ: LaneLimit(16, 500.0, 200),
             Lane.BIND: LaneLimit(32, 2000.0, 500),
             Lane.WRITE: LaneLimit(16, 500.0, 200),
-            Lane.REPORT: LaneLimit(4, 50.0, 100),
+            Lane.REPORT: LaneLimit(8, 100.0, 200),
         }
     )
 

@@ -274,8 +274,9 @@ def test_a_stale_leader_can_neither_pin_nor_take_the_gate_away(
     epoch = lease["spec"]["leaseTransitions"]
     marked = "/metadata/annotations"
     for wrong in (epoch - 1, epoch + 1):
-        mark = {"op": "add", "path": marked, "value": {"haversack.dev/epoch": str(wrong)}}
-        for change in ([mark], [mark, {"op": "remove", "path": "/spec/schedulingGates"}]):
+        mark: Json = {"op": "add", "path": marked, "value": {"haversack.dev/epoch": str(wrong)}}
+        ungate: Json = {"op": "remove", "path": "/spec/schedulingGates"}
+        for change in ([mark], [mark, ungate]):
             refused = _as_us(opted_in, own_plane, "held", change)
             assert (refused[0], "stale leader epoch" in refused[1]) == (422, True)
     right = {"op": "add", "path": marked, "value": {"haversack.dev/epoch": str(epoch)}}

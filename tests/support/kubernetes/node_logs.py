@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import subprocess
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -37,6 +38,7 @@ class NodeLogs:
         self._log_of = log_of
         self._runs = runs
         self._runner: web.AppRunner | None = None
+        self._connections: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
         app = web.Application()
@@ -51,6 +53,12 @@ class NodeLogs:
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
         await self._runner.cleanup()
+        # No TLS farewell from whoever keeps its connections for later requests.
+        for transport in tuple(self._connections):
+            if isinstance(transport, asyncio.WriteTransport):
+                transport.abort()
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     @property
     def status(self) -> Json:
@@ -62,6 +70,8 @@ class NodeLogs:
         }
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if request.transport is not None:
+            self._connections.add(request.transport)
         namespace, pod = request.match_info["namespace"], request.match_info["pod"]
         path = self._log_of(namespace, pod)
         if path is None:

@@ -75,6 +75,18 @@ def test_tasks_spread_over_nodes_keep_rank_order_and_get_what_they_asked() -> No
     assert gang.why == "greedy; on 2 nodes, a first"
 
 
+def test_ranks_go_from_rack_to_rack_and_leave_each_once() -> None:
+    racks = {"a": "r1", "b": "r2", "c": "r1", "d": "r2"}
+    nodes = [replace(make_node(name, gpus=1), rack=rack) for name, rack in racks.items()]
+    (gang,) = placed(nodes, [shape(1, tasks=4)])
+    assert [task.node_id for task in gang.tasks] == ["n-a", "n-c", "n-b", "n-d"]
+    assert [task.task_index for task in gang.tasks] == [0, 1, 2, 3]
+    zones = {"n-a": "z2", "n-b": "z2", "n-c": "z1", "n-d": "z1"}
+    zoned = [replace(node, zone=zones[node.id], rack="") for node in nodes]
+    (gang,) = placed(zoned, [shape(1, tasks=4)])
+    assert [task.node_id for task in gang.tasks] == ["n-c", "n-d", "n-a", "n-b"]
+
+
 def test_cpu_tasks_get_no_gpus() -> None:
     (job,) = placed([make_node("a")], [shape(0, tasks=2)])
     assert [task.gpu_ids for task in job.tasks] == [(), ()]

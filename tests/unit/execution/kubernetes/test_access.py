@@ -75,6 +75,37 @@ def test_a_token_in_the_file(tmp_path: Path) -> None:
     assert access.ssl_context.verify_mode is ssl.CERT_REQUIRED
 
 
+@pytest.mark.parametrize("kind", ["none", "token", "tokenFile", "files", "data", "pod"])
+def test_plain_credentials_do_without_the_official_client(
+    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes.config", None)  # importing it fails
+    (tmp_path / "token").write_text("t")
+    (tmp_path / "ca.crt").write_bytes((keys / "crt").read_bytes())
+    users = {
+        "none": {},
+        "token": {"token": "t"},
+        "tokenFile": {"tokenFile": "token"},
+        "files": {"client-certificate": str(keys / "crt"), "client-key": str(keys / "key")},
+        "data": {
+            "client-certificate-data": inline(keys / "crt"),
+            "client-key-data": inline(keys / "key"),
+        },
+    }
+    if kind == "pod":
+        monkeypatch.setattr("scheduler.execution.kubernetes.kubeconfig.SERVICE_ACCOUNT", tmp_path)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+        access = load_access()
+        assert access.base_url == "https://[fd00::1]:443"
+    else:
+        authority = {"certificate-authority": "ca.crt", "tls-server-name": "kubernetes"}
+        access = load_access(written(tmp_path, users[kind], authority))
+        assert access.server_name == "kubernetes"
+    told = {"Authorization": "Bearer t"} if kind in ("token", "tokenFile", "pod") else {}
+    assert access.headers() == told
+
+
 def test_a_fixed_access_has_nothing_to_renew() -> None:
     access = Access("http://x/", token="t")
     assert access.base_url == "http://x"

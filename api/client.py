@@ -146,7 +146,7 @@ class Client:
     ) -> PageOut[JobOut]:
         """One page of jobs, newest first unless `sort` says otherwise.
 
-        `pod` is the `namespace/name` of a pod that Haversack did not make itself.
+        `pod` is `namespace/name` of one: the jobs that have or had it.
         """
         params = _present(
             state=",".join(states),

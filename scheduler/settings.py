@@ -206,6 +206,8 @@ class KubernetesSettings(_Section):
         sync_s: how long the first reading of nodes and pods may take.
         job_namespace: where jobs that were submitted to Haversack become pods.
         image: container image of such jobs that name none.
+        start_s: how long a pod of such a job may take to start, pulling its image included; then
+            its gang gives up its place and is placed anew.
         keep_pods_s: how long their pods, and with them their logs, stay after the end.
         relist_s: nodes and pods are listed whole at least so often, should an event have been lost
             on the way; 20,000 pods cost about 2 s of CPU.
@@ -230,6 +232,7 @@ class KubernetesSettings(_Section):
     pod_name: str = ""
     job_namespace: str = "haversack-jobs"
     image: str = ""
+    start_s: Positive = 900.0
     keep_pods_s: Annotated[float, Field(ge=0)] = 3_600.0
 
 

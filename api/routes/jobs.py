@@ -147,7 +147,7 @@ async def list_jobs(
         Query(
             max_length=255,
             pattern=_POD,
-            description="NAMESPACE/NAME of a pod that Haversack did not make itself.",
+            description="NAMESPACE/NAME of a pod: the jobs that have or had it.",
         ),
     ] = None,
     sort: Annotated[str, Query(description=f"One of {', '.join(SORTS)}.")] = "-submitted_at",

@@ -168,9 +168,17 @@ class KubernetesBackend:
         )
         self._explainer = Explainer(given.database, cluster, follower, self._teller)
         self._logs = PodLogs(asyncio.get_running_loop(), self._server, cluster)
-        self._upkeep = Upkeep(cluster, evictor, given.clock, keep_s=self._settings.keep_pods_s)
         executor = self._executor = KubernetesExecutor(
             cluster, binder, pinner, evictor, launching, given.clock, synced=self._synced
+        )
+        self._upkeep = Upkeep(
+            self._server,
+            cluster,
+            evictor,
+            given.clock,
+            keep_s=self._settings.keep_pods_s,
+            start_s=self._settings.start_s,
+            given_up=executor.give_up,
         )
         self._verdicts = Verdicts(
             cluster,

@@ -115,7 +115,7 @@ class JobFilter:
     """What `list_jobs` selects; None means any. `sort` is one of SORTS, `-` prefix descends.
 
     Attributes:
-        pod: `namespace/name` of a pod that somebody else made: the jobs that have or had it.
+        pod: `namespace/name` of a pod: the jobs that have or had it.
     """
 
     states: tuple[JobState, ...] = ()

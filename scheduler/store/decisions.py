@@ -15,7 +15,7 @@ from sqlalchemy import Column, Row, bindparam, select
 
 from scheduler.model.access import Actor
 from scheduler.model.lifecycle import JobState
-from scheduler.model.plan import ReasonCode, Waiting
+from scheduler.model.plan import REMEDIES, Reason, ReasonCode, Waiting
 from scheduler.model.quantity import DecisionId, JobId, UtcSeconds
 from scheduler.model.view import DecisionView, Page
 from scheduler.store import codec, paging

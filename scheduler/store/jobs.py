@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,6 +63,7 @@ _SET_DESIRED_STOP = (
     .where(jobs.c.id == bindparam("of_job"), jobs.c.version == bindparam("at_version"))
     .values(desired="stop", version=jobs.c.version + 1, revision=bindparam("new_revision"))
 )
+_ATTEMPT_OF_POD = re.compile(r"-(a-[0-9a-z]{16})-[0-9]+$")
 _SORT_COLUMNS = {
     "submitted_at": (jobs.c.submitted_at, float),
     "priority": (jobs.c.priority, int),
@@ -372,12 +374,20 @@ def page(
 
 
 def _has_pod(pod: str) -> ColumnElement[bool]:
-    """Jobs with a member `namespace/name/uid`; `documents.of_gang` writes them as whole strings."""
-    return (
+    """Jobs that have or had this pod, `namespace/name`.
+
+    One that somebody else made is a member `namespace/name/uid`, which `documents.of_gang` writes
+    as a whole string. One that was made for a job has its attempt's id in its name.
+    """
+    has = (
         (jobs.c.tenant_id == pod.partition("/")[0])
         & (jobs.c.origin == Origin.KUBERNETES.value)
         & jobs.c.document.contains(f'"{pod}/', autoescape=True)
     )
+    made_for = _ATTEMPT_OF_POD.search(pod)
+    if made_for is None:
+        return has
+    return has | jobs.c.id.in_(select(attempts.c.job_id).where(attempts.c.id == made_for[1]))
 
 
 def set_desired_stop(tx: Transaction, found: Row[Any], *, now: UtcSeconds) -> None:

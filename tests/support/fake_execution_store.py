@@ -31,6 +31,7 @@ class FakeExecutionStore:
 
     Attributes:
         settled: receipts by intent.
+        claims: how many intents each claim took, in order.
         settlements: intents of each settlement that was asked for, in order.
         answering: waited for by each settlement before it is kept.
         poisoned: intents that cannot be settled, nor any that are settled with them; and attempts
@@ -43,6 +44,7 @@ class FakeExecutionStore:
 
     def __init__(self) -> None:
         self.settled: dict[IntentId, Receipt] = {}
+        self.claims: list[int] = []
         self.settlements: list[tuple[IntentId, ...]] = []
         self.answering: Callable[[], Awaitable[None]] = _at_once
         self.poisoned: set[IntentId | AttemptId] = set()
@@ -80,6 +82,7 @@ class FakeExecutionStore:
     ) -> Sequence[Intent]:
         self._check()
         taken = [intent for intent in self._pending if intent.kind in kinds][:limit]
+        self.claims.append(len(taken))
         for intent in taken:
             self._pending.remove(intent)
             self._claimed.append(intent)

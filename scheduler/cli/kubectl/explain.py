@@ -86,8 +86,11 @@ def _pod(client: Client, namespace: str, name: str, now: UtcSeconds) -> str:
         return f"{head} waits outside every job\nWhy:     {clean(reason)}"
     job = client.job(found["id"])
     pods = pods_of(job)
-    place = next((str(at) for at, pod in enumerate(pods) if pod == f"{namespace}/{name}"), "?")
-    member = f"task {place} of {len(pods)} of job" if len(pods) > 1 else "job"
+    if pods:
+        place = next((str(at) for at, pod in enumerate(pods) if pod == f"{namespace}/{name}"), "?")
+    else:  # made for the job, and named after its task
+        place = name.rpartition("-")[2]
+    member = f"task {place} of {job['tasks']} of job" if job["tasks"] > 1 else "job"
     return (
         f"{head} is {member} {clean(job['name'])} ({job['id']})\n"
         f"{explanation(client.explain(job['id']), now)}"
@@ -124,7 +127,7 @@ _REASON_COLUMNS: Final = (
     Column("NEED", lambda reason: f"{reason['need']:g}"),
     Column("FREE", lambda reason: f"{reason['free']:g}"),
     Column("LARGEST-BLOCK", lambda reason: f"{reason['largest_block']:g}"),
-    Column("WHY", tables.field("message")),
     # A daemon of before this column does not tell it.
     Column("WHAT-HELPS", lambda reason: reason.get("remedy", tables.NONE)),
+    Column("WHY", tables.field("message")),  # last, as it may be long
 )

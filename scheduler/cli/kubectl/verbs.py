@@ -12,10 +12,21 @@ import typer
 from scheduler.cli import follow, job_file
 from scheduler.cli.kubectl.call import call_of
 from scheduler.cli.kubectl.naming import GROUP, named, the_job
-from scheduler.cli.kubectl.refusals import FAILED, InvalidFileError, UsageError, refusal
+from scheduler.cli.kubectl.refusals import (
+    FAILED,
+    InvalidFileError,
+    UsageError,
+    not_found,
+    refusal,
+)
 from scheduler.cli.render import Format, hint, show_one
 from scheduler.cli.text import clean
-from scheduler.errors import HaversackError, InvalidRequestError, UnreachableError
+from scheduler.errors import (
+    HaversackError,
+    InvalidRequestError,
+    NotFoundError,
+    UnreachableError,
+)
 
 
 class DryRun(StrEnum):
@@ -100,7 +111,7 @@ def submit(
             ready.append((file, raw, job_file.document(file, raw)))
     with call.connect_for_writing() as client:
         for file, raw, document in ready:
-            with _about(file, InvalidRequestError, "when creating"):
+            with _about(file, InvalidRequestError, "when creating"), _in(call.namespace):
                 job = job_file.send(client, document, raw, idempotency_key, dry_run=checked)
             if output in (SubmitOutput.JSON, SubmitOutput.YAML):
                 show_one(job, Format(output.value), str)
@@ -122,6 +133,16 @@ def _about(file: str, kind: type[InvalidRequestError], what: str) -> Iterator[No
         raise kind(
             f'error {what} "{name}": {error}', problems=error.problems, hint=error.hint
         ) from error
+
+
+@contextmanager
+def _in(namespace: str) -> Iterator[None]:
+    """Says which namespace it is that is not there."""
+    try:
+        yield
+    except NotFoundError as error:
+        told = "it is no tenant of Haversack that you may act for; another one: -n"
+        raise not_found("namespaces", namespace, hint=told) from error
 
 
 def cancel(

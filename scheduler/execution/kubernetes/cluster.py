@@ -118,9 +118,12 @@ class Cluster:
         """
         with self._lock:
             if attempt_id not in self._held:
-                self._held[attempt_id] = _Held(dict.fromkeys(members), self.job_namespace)
+                held = _Held(dict.fromkeys(members), self.job_namespace)
+                self._held[attempt_id] = held
                 for key in self._of_attempt.get(attempt_id, ()):
-                    self._touch(seat_of(self._pods[key]))
+                    if seat := seat_of(self._pods[key]):
+                        self._touch(seat)
+                        held.nodes.add(seat)
 
     def release(self, attempt_id: AttemptId) -> None:
         """The store holds nothing for it: pods of it that are still there are strangers'."""

@@ -36,7 +36,7 @@ _TO_KUBE_SCHEDULER: Final = (
     f" gate {labels.PLACEMENT_GATE}: Haversack then chooses the node and kube-scheduler's own"
     " plugins judge it"
 )
-_DISKS = frozenset(
+DISKS = frozenset(
     {"awsElasticBlockStore", "azureDisk", "cinder", "gcePersistentDisk", "iscsi", "rbd"}
 )
 """Volumes that kube-scheduler lets only some pods of a node share."""
@@ -222,7 +222,7 @@ def _needs(spec: Json, affinity: Json) -> Iterator[Need]:
     if spec.get("resourceClaims"):
         yield Need("spec.resourceClaims")
     for at, volume in mappings(spec.get("volumes")):
-        yield from (Need(f"spec.volumes[{at}].{disk}") for disk in sorted(_DISKS & volume.keys()))
+        yield from (Need(f"spec.volumes[{at}].{disk}") for disk in sorted(DISKS & volume.keys()))
     for at, toleration in mappings(spec.get("tolerations")):
         if text(toleration.get("operator")) not in _TOLERATION_OPERATORS:
             yield Need(f"spec.tolerations[{at}].operator")

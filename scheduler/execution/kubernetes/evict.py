@@ -21,8 +21,6 @@ class EvictOutcome(StrEnum):
     """It is being deleted; its room is free only when it is gone or has ended."""
     GONE = "gone"
     """There is no such pod any more."""
-    BLOCKED = "blocked"
-    """A disruption budget forbids it for now."""
     CHANGED = "changed"
     """It is no longer as it was when this was decided (resource version)."""
 
@@ -55,23 +53,21 @@ class Evictor:
         message: str,
         *,
         grace_s: float | None = None,
-        keep_budgets: bool = False,
     ) -> Eviction:
         """Mark the pod as disrupted by us, then delete it, as kube-scheduler does.
 
         The mark (`DisruptionTarget`) comes first: a Job's `podFailurePolicy` reads it, so that a
-        preemption does not count as a failure of the user's program.
+        preemption does not count as a failure of the user's program. Budgets are looked at when
+        victims are chosen (`budgets`): the eviction API would honour them pod by pod, and leave
+        half a gang behind.
 
         Args:
             pod: the victim.
             message: who needs its room, for people.
             grace_s: seconds between SIGTERM and SIGKILL; None leaves the pod's own.
-            keep_budgets: go through the eviction API, which honours PodDisruptionBudgets.
         """
         # Whether the pod is gone is for the deletion to tell.
         await self.mark(pod, message)
-        if keep_budgets:
-            return await self._evict(pod, grace_s)
         return await self.delete(pod, grace_s=grace_s)
 
     async def mark(self, pod: PodRef, message: str, *, version: str = "") -> str:
@@ -105,26 +101,10 @@ class Evictor:
             return await self._refused(pod, error)
         return Eviction(EvictOutcome.GOING)
 
-    async def _evict(self, pod: PodRef, grace_s: float | None) -> Eviction:
-        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/eviction"
-        body = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"name": pod.name, "namespace": pod.namespace},
-            "deleteOptions": delete_options(pod, grace_s),
-        }
-        try:
-            await self._server.post(path, body)
-        except RejectedError as error:
-            return await self._refused(pod, error)
-        return Eviction(EvictOutcome.GOING)
-
     async def _refused(self, pod: PodRef, error: RejectedError) -> Eviction:
         """What a refusal means; a conflict is told apart by reading the pod."""
         if error.missing:
             return Eviction(EvictOutcome.GONE)
-        if error.blocked:
-            return Eviction(EvictOutcome.BLOCKED, error.message)
         if not error.conflict:
             raise error
         try:

@@ -304,7 +304,7 @@ class KubernetesExecutor:
         return self._seen(
             attempt_id,
             Phase.EXITED,
-            end.message,
+            self._given_up.get(attempt_id) or end.message,
             cause=self._stopped.get(attempt_id, end.cause),
             first_failure=end.first_failure,
             started_at=max(pod.started_at for pod in pods),

@@ -1,7 +1,7 @@
 """Lets the API server itself turn a stale leader away.
 
 The store's lease row says who leads. Before its first bind a leader publishes its epoch in a
-Kubernetes Lease (as `leaseTransitions`), and a ValidatingAdmissionPolicy refuses every binding of
+Kubernetes Lease (as `leaseTransitions`), and ValidatingAdmissionPolicies refuse every binding of
 ours, and every change of ours to a pod that our gate holds (pinning it, or taking the gate away),
 that does not carry exactly that epoch. The Lease is never renewed: it is a token, not a
 clock. Order of a take-over: `ensure`, `next_epoch`, commit it to the store, `publish`, `prove`.
@@ -55,48 +55,52 @@ def lease_manifest(epoch: int, holder: str, namespace: str = DEFAULT_NAMESPACE) 
     }
 
 
+def pins_name(namespace: str = DEFAULT_NAMESPACE) -> str:
+    """Name of the policy on pins, its binding included."""
+    return f"{namespace}-pins"
+
+
 def policy_manifest(user: str, namespace: str = DEFAULT_NAMESPACE) -> Document:
-    """The policy: bindings and pins by `user` carry the Lease's epoch, or are refused (422).
+    """The policy: a binding by `user` carries the Lease's epoch, or it is refused (422).
 
     Args:
         user: name under which the API server knows our daemon; others' bindings do not concern it.
         namespace: the installation's.
     """
-    annotations, current = "object.metadata.annotations", "params.spec.leaseTransitions"
+    rule = {"operations": ["CREATE"], "resources": ["pods/binding", "bindings"]}
+    return _policy(policy_name(namespace), user, rule)
+
+
+def pins_policy_manifest(user: str, namespace: str = DEFAULT_NAMESPACE) -> Document:
+    """The same for what `user` does to a pod that our gate holds: pin it, take the gate away."""
     gates = "oldObject.spec.schedulingGates"
+    gated = {
+        "name": "held-by-our-gate",
+        "expression": f"has({gates})"
+        f" && {gates}.exists(gate, gate.name == {_cel_text(PLACEMENT_GATE)})",
+    }
+    rule = {"operations": ["UPDATE"], "resources": ["pods"]}
+    return _policy(pins_name(namespace), user, rule, gated)
+
+
+def _policy(name: str, user: str, rule: Document, *conditions: Document) -> Document:
+    annotations, current = "object.metadata.annotations", "params.spec.leaseTransitions"
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": policy_name(namespace)},
+        "metadata": {"name": name},
         "spec": {
             "failurePolicy": "Fail",
             "paramKind": {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"},
             "matchConstraints": {
-                "resourceRules": [
-                    {
-                        "apiGroups": [""],
-                        "apiVersions": ["v1"],
-                        "operations": ["CREATE"],
-                        "resources": ["pods/binding", "bindings"],
-                    },
-                    {
-                        "apiGroups": [""],
-                        "apiVersions": ["v1"],
-                        "operations": ["UPDATE"],
-                        "resources": ["pods"],
-                    },
-                ]
+                "resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], **rule}]
             },
             "matchConditions": [
                 {
                     "name": "by-haversack",
                     "expression": f"request.userInfo.username == {_cel_text(user)}",
                 },
-                {
-                    "name": "binds-or-pins",
-                    "expression": f"request.operation == 'CREATE' || (has({gates})"
-                    f" && {gates}.exists(gate, gate.name == '{PLACEMENT_GATE}'))",
-                },
+                *conditions,
             ],
             "validations": [
                 {
@@ -111,7 +115,19 @@ def policy_manifest(user: str, namespace: str = DEFAULT_NAMESPACE) -> Document:
 
 def policy_binding_manifest(namespace: str = DEFAULT_NAMESPACE) -> Document:
     """Puts the policy into force, with our Lease as its parameter; no Lease, no bindings."""
-    name = policy_name(namespace)
+    return _policy_binding(policy_name(namespace), namespace, without="Deny")
+
+
+def pins_binding_manifest(namespace: str = DEFAULT_NAMESPACE) -> Document:
+    """The same for pins. Without the Lease they pass.
+
+    An API server that misses the Lease does not ask whom a policy concerns, and would refuse
+    everybody's changes of pods. A leader that could be stale has published its Lease before.
+    """
+    return _policy_binding(pins_name(namespace), namespace, without="Allow")
+
+
+def _policy_binding(name: str, namespace: str, *, without: str) -> Document:
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicyBinding",
@@ -122,7 +138,7 @@ def policy_binding_manifest(namespace: str = DEFAULT_NAMESPACE) -> Document:
             "paramRef": {
                 "name": LEASE,
                 "namespace": namespace,
-                "parameterNotFoundAction": "Deny",
+                "parameterNotFoundAction": without,
             },
         },
     }
@@ -178,7 +194,7 @@ class Fence:
         self._leases = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
     async def ensure(self) -> tuple[str, ...]:
-        """Create namespace, policy and policy binding where they are missing.
+        """Create the namespace, the policies and their bindings where they are missing.
 
         What exists stays as it is: whoever made it may have had reasons. The Lease itself is
         created by `publish`.
@@ -192,6 +208,8 @@ class Fence:
             ("namespace", "/api/v1/namespaces", namespace_manifest(self._namespace)),
             ("policy", _POLICIES, policy_manifest(user, self._namespace)),
             ("policy binding", _POLICY_BINDINGS, policy_binding_manifest(self._namespace)),
+            ("policy", _POLICIES, pins_policy_manifest(user, self._namespace)),
+            ("policy binding", _POLICY_BINDINGS, pins_binding_manifest(self._namespace)),
         ):
             name = body["metadata"]["name"]
             try:
@@ -236,8 +254,9 @@ class Fence:
         return max(store_epoch, await self.read_epoch()) + 1
 
     def refused(self, error: RejectedError) -> bool:
-        """Whether our policy refused a binding, for a stale epoch or because the Lease is gone."""
-        ours = f"'{policy_name(self._namespace)}'" in error.message
+        """Whether our policies refused it, for a stale epoch or because the Lease is gone."""
+        names = (policy_name(self._namespace), pins_name(self._namespace))
+        ours = any(f"'{name}'" in error.message for name in names)
         return ours and (error.invalid or error.forbidden)
 
     async def publish(self, epoch: int) -> None:

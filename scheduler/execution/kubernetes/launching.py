@@ -8,7 +8,7 @@ pods: the second creation meets the first one's pod, alive or dead (ADR-0011).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, replace
 
 import structlog
@@ -93,7 +93,7 @@ class Launching:
             failpoints.hit("pods-first-made")
             owned = [self._manifest(order, task, owner=first) for task in order.tasks[1:]]
             service = service_manifest(order, self._namespace, first)
-            rest = await asyncio.gather(
+            rest = await _all(
                 self._create(self._services, service, order),
                 *(self._create(self._pods, manifest, order) for manifest in owned),
             )
@@ -216,6 +216,19 @@ class Launching:
         except RejectedError as error:
             if not error.missing:
                 raise
+
+
+async def _all(*requests: Coroutine[None, None, Document]) -> list[Document]:
+    """What they answer, once all have; raises what the first one that failed has raised.
+
+    None is left under way: whoever takes away what was made must meet all of it.
+    """
+    answers = await asyncio.gather(*requests, return_exceptions=True)
+    done = [answer for answer in answers if not isinstance(answer, BaseException)]
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return done
 
 
 def _check_ours(found: Document, body: Document, order: LaunchOrder) -> None:

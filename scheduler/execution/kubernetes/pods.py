@@ -7,7 +7,6 @@ what pods of one template share is kept once, and what a pod has of its own is k
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -16,11 +15,7 @@ from functools import lru_cache
 from typing_extensions import override
 
 from scheduler.execution.kubernetes import labels
-from scheduler.execution.kubernetes.constraints import (
-    NO_CONSTRAINTS,
-    Constraints,
-    constraints_of,
-)
+from scheduler.execution.kubernetes.constraints import NO_CONSTRAINTS, Constraints
 from scheduler.execution.kubernetes.raw import (
     Json,
     instant,
@@ -31,11 +26,10 @@ from scheduler.execution.kubernetes.raw import (
     texts,
     whole,
 )
-from scheduler.execution.kubernetes.requests import requests_of
+from scheduler.execution.kubernetes.templates import template_of
 from scheduler.model.quantity import Resources, UtcSeconds
-from scheduler.model.site import PORT_WHOLE, Amounts, Site, port_amounts
+from scheduler.model.site import Amounts, Site
 
-_PORT_MAX = 65_535
 _NEVER = UtcSeconds(0.0)
 
 
@@ -297,9 +291,7 @@ def pod_of(raw: Json) -> Pod:
     metadata, spec, status = (mapping(raw.get(key)) for key in ("metadata", "spec", "status"))
     namespace = sys.intern(text(metadata.get("namespace")))
     node_name = sys.intern(text(spec.get("nodeName")))
-    asked = requests_of(spec, status)
-    constraints = constraints_of(spec, namespace, asked.gpu_resource)
-    ports, port_problems = _ports(spec)
+    template = template_of(spec, status, namespace)
     phase = _phase(status)
     ref = PodRef(namespace, text(metadata.get("name")), text(metadata.get("uid")))
     return Pod(
@@ -309,10 +301,10 @@ def pod_of(raw: Json) -> Pod:
         scheduler_name=sys.intern(text(spec.get("schedulerName")) or labels.KUBE_SCHEDULER_NAME),
         priority=whole(spec.get("priority")),
         preempts=spec.get("preemptionPolicy") != "Never",
-        needs=_shared_needs(asked.needs),
-        extras=_shared_extras(_merged(asked.extras, ports)),
-        gpu_resource=asked.gpu_resource,
-        constraints=constraints,
+        needs=template.needs,
+        extras=template.extras,
+        gpu_resource=template.gpu_resource,
+        constraints=template.constraints,
         labels=_labels(metadata, everything=not node_name or _ours(metadata, spec)),
         annotations=_picked(metadata.get("annotations"), _ANNOTATIONS_READ),
         owner=_owner(metadata),
@@ -327,7 +319,7 @@ def pod_of(raw: Json) -> Pod:
         scheduled=_scheduled(status),
         ending=_ending(status) if phase.terminal else None,
         disruption=_disruption(status),
-        problems=(*asked.problems, *constraints.problems, *port_problems),
+        problems=template.problems,
         grace_s=max(0, whole(spec.get("terminationGracePeriodSeconds"), 30)),
         dropped=phase is Phase.PENDING and _deleted(metadata),
         priority_class=sys.intern(text(spec.get("priorityClassName"))),
@@ -350,18 +342,6 @@ def _deleted(metadata: Json) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _shared_needs(needs: Resources) -> Resources:
-    """The first value equal to this one."""
-    return needs
-
-
-@lru_cache(maxsize=4096)
-def _shared_extras(extras: Amounts) -> Amounts:
-    """The first value equal to this one."""
-    return extras
-
-
-@lru_cache(maxsize=4096)
 def _shared_pairs(found: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """The first value equal to this one."""
     return found
@@ -373,15 +353,11 @@ def _shared_owner(owner: Owner) -> Owner:
     return owner
 
 
-def _merged(extras: Amounts, ports: Amounts) -> Amounts:
-    return tuple(sorted((*extras, *ports))) if ports else extras
+_PHASES = {"": Phase.PENDING, **{phase.value: phase for phase in Phase}}
 
 
 def _phase(status: Json) -> Phase:
-    try:
-        return Phase(text(status.get("phase")) or Phase.PENDING)
-    except ValueError:
-        return Phase.UNKNOWN
+    return _PHASES.get(text(status.get("phase")), Phase.UNKNOWN)
 
 
 def _labels(metadata: Json, *, everything: bool) -> tuple[tuple[str, str], ...]:
@@ -405,30 +381,6 @@ def _owner(metadata: Json) -> Owner | None:
                 Owner(*(text(reference.get(key)) for key in ("apiVersion", "kind", "name", "uid")))
             )
     return None
-
-
-def _ports(spec: Json) -> tuple[Amounts, tuple[str, ...]]:
-    """Host ports of containers and sidecars; a pod's own ports do not collide with each other."""
-    wanted: set[tuple[str, int, str]] = set()
-    problems: list[str] = []
-    for kind in ("containers", "initContainers"):
-        for at, container in mappings(spec.get(kind)):
-            if kind == "initContainers" and container.get("restartPolicy") != "Always":
-                continue
-            for number, port in mappings(container.get("ports")):
-                host = port.get("hostPort")
-                if not host:
-                    continue
-                if not 0 < whole(host) <= _PORT_MAX:
-                    problems.append(f"spec.{kind}[{at}].ports[{number}].hostPort: no port number")
-                    continue
-                protocol = text(port.get("protocol")) or "TCP"
-                wanted.add((protocol, whole(host), text(port.get("hostIP"))))
-    total: Counter[str] = Counter()
-    for protocol, number, address in wanted:
-        total.update(dict(port_amounts(protocol, number, address)))
-    bounded = ((name, min(amount, PORT_WHOLE)) for name, amount in total.items())
-    return tuple(sorted(bounded)), tuple(problems)
 
 
 def _claims(spec: Json, pod_name: str) -> Iterator[str]:

@@ -25,7 +25,12 @@ from support.kubernetes.kubelet import running_kubelet
 from support.kubernetes.real_server import SERVICE_ACCOUNT, ControlPlane
 from support.tree import ROOT
 
-from scheduler.execution.kubernetes.fence import policy_binding_manifest, policy_manifest
+from scheduler.execution.kubernetes.fence import (
+    pins_binding_manifest,
+    pins_policy_manifest,
+    policy_binding_manifest,
+    policy_manifest,
+)
 
 
 @pytest.mark.parametrize("folder", [BASE, *COMPONENTS, *OVERLAYS], ids=lambda folder: folder.name)
@@ -37,9 +42,12 @@ def test_a_kustomization_names_every_file_beside_it(folder: Path) -> None:
 
 
 def test_the_fence_is_the_one_in_the_code() -> None:
-    policy, binding = documents(BASE / "fence.yaml")
-    assert policy == policy_manifest(SERVICE_ACCOUNT)
-    assert binding == policy_binding_manifest()
+    assert documents(BASE / "fence.yaml") == [
+        policy_manifest(SERVICE_ACCOUNT),
+        policy_binding_manifest(),
+        pins_policy_manifest(SERVICE_ACCOUNT),
+        pins_binding_manifest(),
+    ]
 
 
 def test_the_image_is_built_from_paths_that_exist() -> None:

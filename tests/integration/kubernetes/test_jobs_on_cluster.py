@@ -177,7 +177,7 @@ def test_a_job_that_cannot_become_pods_is_refused_by_field_and_remedy(here: Site
     assert "SIGTERM" in problems["spec.checkpoint.signal"]
 
 
-@pytest.mark.parametrize("point", ["create-after-send@3", "pods-made", "exit-seen"])
+@pytest.mark.parametrize("point", ["create-after-send@3", "exit-seen"])
 def test_every_task_runs_once_wherever_the_daemon_dies(
     ground: Ground, tmp_path: Path, point: str
 ) -> None:

@@ -14,7 +14,7 @@ from support.kubernetes.client import Json
 from support.kubernetes.deployment import Deployment, daemon_on, deployed
 from support.kubernetes.fake_server import running_fake
 from support.kubernetes.ground import Ground
-from support.kubernetes.resources import PODS
+from support.kubernetes.resources import LEASES, PODS
 
 GATE = "haversack.dev/placement"
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -47,13 +47,14 @@ def _dies_and_goes_on(ground: Ground, folder: Path, point: str) -> None:
     assert all(after[name] == node for name, node in before.items() if node)
     assert max(list(after.values()).count(node) for node in after.values()) <= 2
     assert on_cluster.nodes_of("gang") == dict.fromkeys(after, "")
-    attempts = {
-        pod["metadata"]["annotations"]["haversack.dev/attempt"] for pod in _gang(on_cluster)
-    }
-    assert len(attempts) == 1
+    marks = [pod["metadata"]["annotations"] for pod in _gang(on_cluster)]
+    assert len({each["haversack.dev/attempt"] for each in marks}) == 1
+    # The test is the daemon's own account, whose bindings must show the epoch.
+    lease = on_cluster.ask("GET", LEASES.path("haversack-system", "haversack-epoch")).ok()
+    epoch = {"haversack.dev/epoch": str(lease["spec"]["leaseTransitions"])}
     for name, node in after.items():
         path = PODS.path(on_cluster.namespace, name, "binding")
-        on_cluster.ask("POST", path, objects.binding(name, node)).ok()
+        on_cluster.ask("POST", path, objects.binding(name, node, annotations=epoch)).ok()
         on_cluster.end(name, "Succeeded", 0)
     on_cluster.until(
         lambda: [job["state"] for job in on_cluster.jobs()] == ["SUCCEEDED"], "it did not end"

@@ -156,6 +156,24 @@ def test_a_pod_leads_to_the_jobs_that_have_or_had_it(office: Office) -> None:
     assert names("blue/w-1", actor(RED)) == []
 
 
+def test_a_pod_that_was_made_for_a_job_leads_to_it(office: Office) -> None:
+    on = node("a")
+    office.nodes(on)
+    job = office.submit()
+    office.bring_to(job.id, JobState.RUNNING, on)
+    (attempt,) = office.ask(service.job_attempts, USER, job.id)
+
+    def found(pod: str, who: Actor = USER) -> list[JobId]:
+        wanted = JobFilter(pod=pod)
+        return [each.id for each in office.ask(
+            service.list_jobs, who, wanted, cursor=None, limit=10
+        ).items]  # fmt: skip
+
+    assert found(f"haversack-jobs/train-{attempt.id}-0") == [job.id]
+    assert found(f"haversack-jobs/train-{attempt.id}") == []
+    assert found(f"haversack-jobs/train-{attempt.id}-0", actor(RED)) == []
+
+
 def test_a_pod_outside_every_job_is_explained_to_its_own_tenant() -> None:
     told = {("red", "p"): "waiting for 1 of 2 pods"}
 

@@ -232,6 +232,39 @@ def test_a_gang_that_comes_back_as_it_was_is_adopted_anew(world: OutsideWorld) -
     assert [world.job(each).state for each in (first, second)] == ["CANCELLED", "PENDING"]
 
 
+def test_a_shielded_gang_may_not_be_stopped_until_the_shield_goes(world: OutsideWorld) -> None:
+    key, other = "k-0", "k-1"
+    ids = world.adopt(outside_gang(key), outside_gang(other))
+    for place, job_id in enumerate(ids.values()):
+        world.launch(job_id, (A, [place]))
+
+    def may_go(since: Snapshot) -> tuple[Snapshot, dict[str, bool]]:
+        delta = world.database.read_sync(lambda tx: load_delta(tx, since.revision))
+        seen = since.apply(delta)
+        return seen, {each.job_id: each.preemptible for each in seen.live.values()}
+
+    seen, first = may_go(_snapshot(world))
+    assert first == {ids[key]: True, ids[other]: True}
+    world.run(world.outside.shield([ids[key]], world.now))
+    seen, second = may_go(seen)
+    assert second == {ids[key]: False, ids[other]: True}
+    head = _head(world)
+    world.run(world.outside.shield([ids[key]], world.now))
+    assert _head(world) == head, "nothing changed, and nothing is written"
+    world.run(world.outside.shield([ids[other]], world.now))
+    seen, third = may_go(seen)
+    assert third == {ids[key]: True, ids[other]: False}
+
+
+def test_who_evicts_nobody_and_who_is_never_a_victim_says_so_in_the_snapshot(
+    world: OutsideWorld,
+) -> None:
+    gang = replace(outside_gang(preemptible=False), evicts=False)
+    job_id = world.adopt_one(gang)
+    waiting = _snapshot(world).waiting[job_id]
+    assert (waiting.evicts, waiting.preemptible) == (False, False)
+
+
 def test_what_was_placed_and_not_started_is_withdrawn_at_once(world: OutsideWorld) -> None:
     job_id = world.adopt_one(outside_gang())
     world.place(job_id, (A, (0,)))

@@ -60,6 +60,7 @@ class Size:
         open_gangs: gangs that are under way at once.
         limit_s: of the troubled phase.
         settle_s: how long all may take to come right afterwards.
+        relist_s: the daemon lists the cluster whole so often; swallowed events are lost till then.
     """
 
     faults: int = 2000
@@ -67,6 +68,7 @@ class Size:
     open_gangs: int = 16
     limit_s: float = 600.0
     settle_s: float = 60.0
+    relist_s: float = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +289,8 @@ def fault_run(seed: int, size: Size, folder: Path) -> Report:
                 running_kubelet(running.access, of, folder=folder, pretence=pretence)
             )
         ground = Ground(access, lambda _: access, lambda: None, real=False)
-        daemon = daemon_on(ground, folder, KUBERNETES__RELIST_S="4", KUBERNETES__SILENCE_S="2")
+        pace = {"KUBERNETES__RELIST_S": f"{size.relist_s}", "KUBERNETES__SILENCE_S": "2"}
+        daemon = daemon_on(ground, folder, **pace)
         daemon.start()
         stack.callback(daemon.kill)
         return _Run(running, world, oracle, daemon, size).all()

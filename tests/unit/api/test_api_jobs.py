@@ -74,6 +74,16 @@ def test_an_unknown_field_is_named_with_line_column_and_suggestion(edge: Edge) -
     assert text.splitlines()[problem["line"] - 1][problem["column"] - 1 :].startswith('"comand"')
 
 
+def test_an_image_is_refused_where_commands_run_on_the_host(edge: Edge) -> None:
+    body = job(task={"command": ["true"], "image": "registry.example/train:1"})
+    answer = edge.call("POST", JOBS, edge.token(), body=body)
+
+    assert answer.status_code == 422
+    [problem] = answer.json()["problems"]
+    assert problem["path"] == "spec.task.image"
+    assert "Kubernetes executor" in problem["message"]
+
+
 def test_an_impossible_job_is_refused_naming_the_limiting_dimension(edge: Edge) -> None:
     body = job(task={"command": ["true"], "gpus": 64})
     answer = edge.call("POST", JOBS, edge.token(), body=body)

@@ -126,6 +126,38 @@ def test_many_launches_pass_through_few_slots() -> None:
     assert sorted(world.executor.starts) == [attempt(number) for number in range(25)]
 
 
+def test_many_launches_are_claimed_by_few_transactions() -> None:
+    world = World(in_flight_max=64)
+    for number in range(400):
+        world.store.add_launch(launch_order("true", attempt_id=attempt(number)))
+
+    async def play() -> None:
+        await world.until(lambda: len(world.executor.starts) == 400)
+
+    world.run(play)
+    # Ends come one by one; were each a reason to claim, there would be hundreds.
+    assert sum(count > 0 for count in world.store.claims) <= 1 + 2 * (400 - 64) // (64 // 8)
+
+
+def test_what_takes_long_keeps_no_slot_empty() -> None:
+    world = World(in_flight_max=64)
+    held = [Receipt(Outcome.UNKNOWN, "no answer")] * 60
+    world.executor.troubles = [*held]
+    for number in range(65):
+        world.store.add_launch(launch_order("sleep", "600", attempt_id=attempt(number)))
+    hour = asyncio.Event()
+
+    async def play() -> None:
+        # 60 wait for their next try, 4 were settled: less than the part that is claimed at once.
+        await world.until(lambda: len(world.executor.starts) == 5)
+
+    async def never(_: float) -> None:
+        await hour.wait()
+
+    world.applier._sleep = never
+    world.run(play)
+
+
 def test_a_stop_ends_the_attempt(world: World) -> None:
     world.store.add_launch(launch_order("sleep", "600"))
 

@@ -106,6 +106,7 @@ def test_what_is_not_built_yet_is_refused_by_name(spec: str, path: str) -> None:
         ('env: {"A B": "1"}', "spec.task.env.A B", "not an environment name"),
         ('env: {A: "\\e[31m"}', "spec.task.env.A", "\\x1b[31m"),
         ("env: {A: 1}", "spec.task.env.A", "put it in quotes"),
+        ("image: a b", "spec.task.image", "not an image"),
         ("gpus: -1", "spec.task.gpus", "greater than or equal to 0"),
         ("gpus: true", "spec.task.gpus", "whole number"),
         ("cpus: 0.0001", "spec.task.cpus", "0.001"),

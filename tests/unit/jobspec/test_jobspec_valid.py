@@ -26,6 +26,7 @@ spec:
     memory_mib: 16384
     command: [python, "-c", "print('a\\nb')"]
     env: {ZED: "1", ALPHA: two}
+    image: registry.example:5000/team/train@sha256:0a1b
   launcher: torch
   topology: prefer-same-rack
   max_runtime_s: 3600
@@ -58,6 +59,7 @@ def test_defaults_are_those_of_the_reference() -> None:
 
 def test_every_supported_field_reaches_the_model() -> None:
     spec, _ = parse_job_yaml(FULL)
+    assert spec.task.image == "registry.example:5000/team/train@sha256:0a1b"
     assert spec.task.gpu_models == ("H200", "A100")
     assert spec.task.cpu_milli == 1500
     assert spec.task.command == ("python", "-c", "print('a\nb')")

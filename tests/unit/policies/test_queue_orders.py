@@ -56,6 +56,18 @@ def test_values_stay_where_solvers_are_accurate() -> None:
     assert value_of(large, UtcSeconds(1e9)) == VALUE_MAX
 
 
+@pytest.mark.parametrize("policy", ["priority-preempt", "knapsack"])
+def test_priorities_of_a_cluster_are_told_apart_and_break_nothing(policy: str) -> None:
+    """Those of Kubernetes reach from -2**31 to 2,000,001,000."""
+    priorities = [-(2**31), -5, 0, 100, 101, 1_000, 1_000_000, 2_000_001_000]
+    jobs = [make_job(f"{each}", shape(), priority=each, submitted_at=NOW) for each in priorities]
+    ordered = profile_named(policy).order.order(jobs, NOW)
+    assert [entry.job.priority for entry in ordered[:-2]] == priorities[:1:-1]
+    values = [entry.value for entry in ordered]
+    assert values[:5] == sorted(set(values[:5]), reverse=True)
+    assert all(VALUE_MIN <= value <= VALUE_MAX for value in values)
+
+
 def test_fifo_looks_only_at_submission() -> None:
     jobs = [
         make_job("second", shape(), priority=100, submitted_at=9_500),

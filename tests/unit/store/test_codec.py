@@ -35,6 +35,7 @@ LAUNCHES = st.builds(
             simulated=st.booleans(),
             cpu_milli=st.integers(0, 10**6),
             member=WORDS,
+            memory_mib=st.integers(0, 10**6),
         ),
         max_size=3,
     ).map(tuple),
@@ -46,6 +47,7 @@ LAUNCHES = st.builds(
     grace_s=SECONDS,
     max_runtime_s=st.none() | SECONDS,
     workdir=st.none() | WORDS,
+    image=st.none() | WORDS,
 )
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from support.builders import job_spec
@@ -18,6 +19,13 @@ def test_a_gang_keeps_its_members_and_nothing_to_run() -> None:
     found = documents.program(text)
     assert found == documents.Program(members=gang.members)
     assert (found.launcher, found.command, found.retry.max_retries) == (LauncherKind.NONE, (), 0)
+
+
+def test_the_class_of_a_priority_is_remembered() -> None:
+    gang = replace(outside_gang(), priority_class="urgent")
+    assert documents.priority_class_of(documents.of_gang(gang)) == "urgent"
+    assert documents.priority_class_of(documents.of_gang(outside_gang())) == ""
+    assert [documents.priority_class_of(text) for text in ("{", "[]", '{"spec": 1}')] == [""] * 3
 
 
 def test_a_job_file_says_how_to_run() -> None:

@@ -303,8 +303,8 @@ def test_explain_tells_every_reason_with_numbers_and_what_helps() -> None:
     text = kubectl(explained(detail("PENDING")), "explain", "ddp-hello").stdout
     assert text.startswith(f"job ddp-hello ({JOB_ID})\nStatus:  PENDING\nWhy:     It waits")
     head, row = text[text.index("REASON ") :].splitlines()[:2]
-    assert head.split() == ["REASON", "OF", "NEED", "FREE", "LARGEST-BLOCK", "WHY", "WHAT-HELPS"]
-    assert row.endswith("needs 8 GPUs, 0 free   wait, or free some")
+    assert head.split()[-3:] == ["LARGEST-BLOCK", "WHAT-HELPS", "WHY"]
+    assert row.endswith("wait, or free some   needs 8 GPUs, 0 free")
     assert "d-7, 60s ago, proven gap 0.00%" in text
 
 
@@ -317,6 +317,12 @@ def test_a_pod_of_a_gang_is_explained_as_its_gang(words: tuple[str, ...]) -> Non
     assert text.startswith(f"pod team/w-1 is task 1 of 2 of job ddp-hello ({JOB_ID})\n")
     assert "wait, or free some" in text
     assert daemon.requests[0].url.params["pod"] == "team/w-1"
+
+
+def test_a_pod_that_was_made_for_a_job_is_explained_as_its_task() -> None:
+    name = "ddp-hello-a-0000000000000001-1"
+    text = kubectl(explained(detail("RUNNING")), "explain", f"haversack-jobs/{name}").stdout
+    assert text.startswith(f"pod haversack-jobs/{name} is task 1 of 2 of job ddp-hello ({JOB_ID})")
 
 
 def test_a_pod_outside_every_job_is_explained_by_what_it_lacks() -> None:
@@ -390,6 +396,12 @@ def test_submit_and_its_usage() -> None:
     for arguments in ((), ("-f", "/none"), ("-f", "a", "-f", "b", "--idempotency-key", "k")):
         result = kubectl(accepted(), "submit", *arguments)
         assert (result.exit_code, result.stderr[:7]) == (1, "error: ")
+
+
+def test_a_namespace_that_is_no_tenant_is_not_found() -> None:
+    daemon = FakeDaemon().on("POST", "jobs", problem(404, "not-found", "no tenant 'team'"))
+    result = kubectl(daemon, "submit", "-f", "-", "-n", "team", stdin=JOB_FILE)
+    assert result.stderr.startswith('Error from server (NotFound): namespaces "team" not found')
 
 
 def test_cancel_goes_on_past_what_it_cannot_find() -> None:

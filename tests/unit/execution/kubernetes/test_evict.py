@@ -8,7 +8,7 @@ import pytest
 from support.clock import ManualClock
 from support.kubernetes.fake_server import ADMIN, FakeApiServer
 from support.kubernetes.faults import Fault
-from support.kubernetes.objects import binding, disruption_budget, pod
+from support.kubernetes.objects import binding, pod
 from support.kubernetes.resources import PODS
 
 from scheduler.execution.kubernetes.evict import Evictor, EvictOutcome, delete_options
@@ -79,7 +79,6 @@ def test_another_pod_of_the_same_name_is_spared() -> None:
         other = replace(ref, uid="00000000-0000-0000-0000-000000000000")
         for eviction in (
             await evictor.preempt(other, "x"),
-            await evictor.preempt(other, "x", keep_budgets=True),
             await evictor.delete(other),
         ):
             assert eviction.outcome is EvictOutcome.GONE
@@ -95,7 +94,6 @@ def test_what_is_gone_is_gone() -> None:
     async def story(fake: FakeApiServer, server: ApiServer, evictor: Evictor, ref: PodRef) -> None:
         await server.delete(f"{PATH}/p", {"gracePeriodSeconds": 0})
         assert (await evictor.preempt(ref, "x")).outcome is EvictOutcome.GONE
-        assert (await evictor.preempt(ref, "x", keep_budgets=True)).outcome is EvictOutcome.GONE
 
     played(story)
 
@@ -111,18 +109,6 @@ def test_a_pod_that_changed_is_left_alone_where_that_matters() -> None:
         now = await evictor.mark(ref, "x", version=found(fake)["metadata"]["resourceVersion"])
         assert now == found(fake)["metadata"]["resourceVersion"]
         assert (await evictor.delete(ref, version=now)).outcome is EvictOutcome.GOING
-
-    played(story)
-
-
-def test_a_budget_blocks_only_who_keeps_it() -> None:
-    async def story(fake: FakeApiServer, _: ApiServer, evictor: Evictor, ref: PodRef) -> None:
-        fake.create(disruption_budget("b", {"app": "x"}))
-        blocked = await evictor.preempt(ref, "x", keep_budgets=True)
-        assert blocked.outcome is EvictOutcome.BLOCKED
-        assert "disruption budget" in blocked.message
-        assert "deletionTimestamp" not in found(fake)["metadata"]
-        assert (await evictor.preempt(ref, "x")).outcome is EvictOutcome.GOING
 
     played(story)
 

@@ -6,17 +6,21 @@ from collections.abc import Awaitable, Callable
 import pytest
 from support.kubernetes.fake_server import ADMIN, FakeApiServer
 from support.kubernetes.faults import Fault
-from support.kubernetes.resources import LEASES, POLICIES, POLICY_BINDINGS
+from support.kubernetes.objects import pod
+from support.kubernetes.resources import LEASES, PODS, POLICIES, POLICY_BINDINGS
 
 from scheduler.errors import FencedError
 from scheduler.execution.kubernetes.fence import (
     LEASE,
+    STALE,
     Fence,
     lease_manifest,
+    pins_name,
     policy_manifest,
     policy_name,
 )
-from scheduler.execution.kubernetes.server import ApiServer
+from scheduler.execution.kubernetes.labels import EPOCH
+from scheduler.execution.kubernetes.server import ApiServer, RejectedError
 
 
 class Naps:
@@ -44,11 +48,12 @@ def fence(server: ApiServer, holder: str = "first", **more: str) -> Fence:
 def test_what_is_missing_is_created_once() -> None:
     async def story(fake: FakeApiServer, server: ApiServer) -> None:
         assert await fence(server).ensure() == ()
-        assert [one["metadata"]["name"] for one in fake.objects(POLICIES)] == [policy_name()]
+        made = [one["metadata"]["name"] for one in fake.objects(POLICIES)]
+        assert made == [policy_name(), pins_name()]
         before = fake.version
         assert await fence(server).ensure() == ()
         assert fake.version == before
-        assert len(fake.objects(POLICY_BINDINGS)) == 1
+        assert len(fake.objects(POLICY_BINDINGS)) == 2
 
     played(story)
 
@@ -59,9 +64,10 @@ def test_what_our_rights_do_not_cover_is_told() -> None:
         fake.deny("poor", "*", POLICIES.plural)
         async with ApiServer(access) as server:
             troubles = await Fence(server, holder="h", user="poor").ensure()
-        assert len(troubles) == 1
+        assert len(troubles) == 2
         assert policy_name() in troubles[0]
-        assert "poor" in troubles[0]
+        assert pins_name() in troubles[1]
+        assert all("poor" in trouble for trouble in troubles)
 
     played(story)
 
@@ -184,7 +190,26 @@ def test_an_installation_elsewhere_has_its_own_lease_and_policy() -> None:
             "haversack-system",
             "gpu-lab",
         }
-        assert len(fake.objects(POLICIES)) == 2
+        assert len(fake.objects(POLICIES)) == 4
+
+    played(story)
+
+
+def test_without_a_lease_nobody_binds_but_everybody_may_change_pods() -> None:
+    async def story(fake: FakeApiServer, server: ApiServer) -> None:
+        await fence(server).ensure()
+        gated = pod("p", gates=["haversack.dev/placement"], scheduler="default-scheduler")
+        fake.create(gated)
+        label = {"metadata": {"labels": {"theirs": "yes"}}}
+        await server.patch(PODS.path("default", "p"), label)
+        await fence(server).publish(3)
+        with pytest.raises(RejectedError, match=STALE):
+            await server.patch(PODS.path("default", "p"), {"metadata": {"labels": {"more": "x"}}})
+        right = {"metadata": {"annotations": {EPOCH: "3"}}}
+        await server.patch(PODS.path("default", "p"), right)
+        await server.patch(PODS.path("default", "p"), {"spec": {"schedulingGates": None}})
+        wrong = {"metadata": {"annotations": {EPOCH: "9"}}}
+        await server.patch(PODS.path("default", "p"), wrong)  # no gate of ours: no pin
 
     played(story)
 

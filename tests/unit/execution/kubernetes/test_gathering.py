@@ -51,6 +51,22 @@ def test_a_whole_gang_becomes_one_of_the_store() -> None:
     played(story)
 
 
+def test_who_evicts_nobody_and_who_is_never_a_victim() -> None:
+    async def story(cluster: Cluster, gatherer: ClusterGatherer) -> None:
+        urgent = {"priority": 7, "priorityClassName": "urgent"}
+        for place in (0, 1):
+            cluster.pod_seen(member(place, preemptionPolicy="Never", **urgent))
+        system = kube_objects.pod("dns", namespace="kube-system", priority=2_000_000_000)
+        cluster.pod_seen(pod_of(system))
+        found = (await gatherer.gather(cluster.waiting(), frozenset())).gangs
+        gangs = {gang.name: gang for gang in found}
+        assert (gangs["g"].evicts, gangs["g"].preemptible) == (False, True)
+        assert (gangs["g"].priority, gangs["g"].priority_class) == (7, "urgent")
+        assert (gangs["dns"].evicts, gangs["dns"].preemptible) == (True, False)
+
+    played(story)
+
+
 def test_members_that_are_placed_count() -> None:
     async def story(cluster: Cluster, gatherer: ClusterGatherer) -> None:
         cluster.pod_seen(member(0, node="n"))
@@ -70,5 +86,34 @@ def test_a_need_that_we_cannot_judge_keeps_the_whole_gang_waiting_with_the_reaso
         assert found.gangs == ()
         assert {pod.ref.name for pod, _ in found.waiting} == {"g0", "g1"}
         assert all("nowhere" in why for _, why in found.waiting)
+
+    played(story)
+
+
+GATED: dict[str, object] = {
+    "schedulerName": "default-scheduler",
+    "schedulingGates": [{"name": "haversack.dev/placement"}],
+}
+SPREAD = [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}]
+
+
+def test_gated_pods_are_gangs_of_ours_whatever_else_they_need() -> None:
+    async def story(cluster: Cluster, gatherer: ClusterGatherer) -> None:
+        for place in (0, 1):
+            cluster.pod_seen(member(place, topologySpreadConstraints=SPREAD, **GATED))
+        found = await gatherer.gather(cluster.waiting(), frozenset())
+        assert [gang.members for gang in found.gangs] == [("team/g0/uid-g0", "team/g1/uid-g1")]
+
+    played(story)
+
+
+def test_a_gang_takes_one_path_or_waits() -> None:
+    async def story(cluster: Cluster, gatherer: ClusterGatherer) -> None:
+        cluster.pod_seen(member(0, **GATED))
+        cluster.pod_seen(member(1))
+        found = await gatherer.gather(cluster.waiting(), frozenset())
+        assert found.gangs == ()
+        assert {pod.ref.name for pod, _ in found.waiting} == {"g0", "g1"}
+        assert all("all of a gang must take the same path" in why for _, why in found.waiting)
 
     played(story)

@@ -241,3 +241,63 @@ def test_nothing_is_kept_of_what_is_gone(world: World) -> None:
     world.cluster.take_lost([])
     kept = [getattr(world.cluster, name) for name in Cluster.__slots__ if name.startswith("_")]
     assert not [each for each in kept if isinstance(each, dict | set) and each]
+
+
+def pinned(*, gated: bool, gpus: str = "2") -> Pod:
+    """A pod that is pinned to n for A1, before or after its release."""
+    gate = [{"name": "haversack.dev/placement"}] if gated else []
+    field = {"key": "metadata.name", "operator": "In", "values": ["n"]}
+    required = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+    name = "requiredDuringSchedulingIgnoredDuringExecution"
+    marks = {"haversack.dev/attempt": A1, "haversack.dev/marked": "uid-p"}
+    return pod_of(
+        kube_objects.pod(
+            "p",
+            schedulerName="default-scheduler",
+            schedulingGates=gate,
+            affinity={"nodeAffinity": {name: required}},
+            annotations=marks,
+            requests={GPU: gpus},
+        )
+    )
+
+
+def test_a_released_pod_takes_the_room_it_is_pinned_to_unless_its_attempt_holds_it() -> None:
+    cluster = Cluster(told=lambda: None)
+    cluster.node_seen(node_of(kube_objects.node("n")))
+    cluster.pod_seen(pinned(gated=True))
+    assert _used(cluster) == 0
+    cluster.pod_seen(pinned(gated=False))
+    assert _used(cluster) == 2
+    assert [pod.ref.name for pod in cluster.pinned()] == ["p"]
+    cluster.expect(A1)
+    assert _used(cluster) == 0
+    cluster.release(A1)
+    assert _used(cluster) == 2
+    cluster.pod_gone(str(pinned(gated=False).ref))
+    assert _used(cluster) == 0
+    assert cluster.pinned() == ()
+
+
+def _used(cluster: Cluster) -> int:
+    """GPUs of the node that others use, as it is told now."""
+    (seen,) = cluster.take_node_changes().seen or (None,)
+    assert seen is not None, "the node was not told to have changed"
+    return sum(gpu.external for gpu in seen.gpus)
+
+
+def test_a_pinned_pod_is_a_member_that_is_done_with_once_it_is_released() -> None:
+    cluster = Cluster(told=lambda: None)
+    cluster.pod_seen(pinned(gated=True))
+    assert [pod.ref.name for pod in cluster.waiting()] == ["p"]
+    found = cluster.members(A1)
+    assert (len(found.bound), len(found.unbound)) == (0, 1)
+    assert cluster.attempts() == (A1,)
+    cluster.pod_seen(pinned(gated=False))
+    found = cluster.members(A1)
+    assert (len(found.bound), len(found.unbound)) == (1, 0)
+    assert cluster.waiting() == ()
+    key = str(pinned(gated=False).ref)
+    assert not cluster.available(key)
+    cluster.expect(A1, [key])
+    assert cluster.available(key)

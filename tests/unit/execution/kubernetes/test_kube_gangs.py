@@ -7,7 +7,7 @@ import pytest
 from support import kube_objects
 from support.kube_objects import Raw, api_object, owner
 
-from scheduler.execution.kubernetes.gangs import Gang, Gangs, gangs_of, owner_keys
+from scheduler.execution.kubernetes.gangs import Gang, Gangs, enough_of, gangs_of, owner_keys
 from scheduler.execution.kubernetes.levels import levels_of
 from scheduler.execution.kubernetes.owners import Owner, OwnerKey, owner_of
 from scheduler.execution.kubernetes.pods import Pod, pod_of
@@ -354,6 +354,14 @@ def test_a_gang_that_grew_before_it_had_a_place_is_formed_anew() -> None:
     assert reason(found) == "its gang is formed anew: 4 pods must start together now"
     assert names(found.outgrown) == ["llama-0-x", "llama-1-x"]
     assert len(one(gangs_of(pods, grown)).members) == 4
+
+
+def test_objects_that_have_enough_pods_are_told_as_what_they_say_must_not_be_old() -> None:
+    known = owners(job(completions=3, parallelism=3))
+    assert enough_of([indexed(at) for at in range(2)], known) == frozenset()
+    assert enough_of([indexed(at) for at in range(3)], known) == set(known)
+    in_order = owners(job_set(startupPolicy={"startupPolicyOrder": "InOrder"}))
+    assert enough_of(job_set_pods()[-1:], in_order) == set(in_order)
 
 
 def test_pods_that_succeeded_keep_their_place_where_one_object_made_them_all() -> None:

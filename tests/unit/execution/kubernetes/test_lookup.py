@@ -95,6 +95,18 @@ def test_the_place_of_a_kind_is_asked_once_however_many_want_it() -> None:
     played(story)
 
 
+def test_an_answer_from_before_is_no_good_to_who_needs_it_as_it_is_now() -> None:
+    async def story(fake: FakeApiServer, lookup: Lookup) -> None:
+        fake.create(job("there", 3))
+        await lookup.owners([of("there")])
+        fake.deny(ADMIN, "get", "jobs")
+        assert (await lookup.owners([of("there")])).found
+        now = asyncio.get_running_loop().time()
+        assert (await lookup.owners([of("there")], since=now)).unread
+
+    played(story)
+
+
 def test_what_we_may_not_see_is_said_and_a_fault_is_told() -> None:
     async def story(fake: FakeApiServer, lookup: Lookup) -> None:
         fake.create(job("hidden", 3))

@@ -58,7 +58,15 @@ class Life:
             self.clock,
             synced=lambda: True,
         )
-        self.upkeep = Upkeep(self.cluster, self.evictor, self.clock, keep_s=60.0)
+        self.upkeep = Upkeep(
+            server,
+            self.cluster,
+            self.evictor,
+            self.clock,
+            keep_s=60.0,
+            start_s=900.0,
+            given_up=self.executor.give_up,
+        )
         self.shown: set[str] = set()
         for node in fake.objects(NODES):
             self.cluster.node_seen(node_of(node))
@@ -286,6 +294,47 @@ def test_a_pod_that_somebody_deletes_takes_its_gang_along_and_is_no_fault_of_the
         for rank in (0, 1):
             await life.end(rank, "Failed", 143)
         assert (await life.seen()).cause is EndCause.INFRASTRUCTURE
+
+    play(story)
+
+
+def test_a_pod_that_was_forced_away_with_its_finalizer_takes_its_gang_along() -> None:
+    async def story(life: Life) -> None:
+        await life.executor.launch(ORDER)
+        life.show()
+        await life.server.patch(path(2), {"metadata": {"finalizers": None}})
+        await life.server.delete(path(2), {"gracePeriodSeconds": 0})
+        life.show()
+        await life.upkeep.look([A1])
+        for rank in (0, 1):
+            await life.end(rank, "Failed", 143)
+        assert (await life.seen()).phase is Phase.VANISHED
+
+    play(story)
+
+
+def test_a_gang_whose_pod_does_not_start_gives_up_its_place_and_says_why() -> None:
+    async def story(life: Life) -> None:
+        await life.executor.launch(ORDER)
+        waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+        status = {"containerStatuses": [{"name": "main", "state": waiting}]}
+        await life.server.patch(f"{path(1)}/status", {"status": status})
+        for rank in (0, 2):
+            await life.server.patch(f"{path(rank)}/status", {"status": {"phase": "Running"}})
+        life.show()
+        made_at = life.pods()[0].created_at
+        life.clock.advance(made_at + 899.0 - life.clock.now())
+        await life.upkeep.look([A1])
+        assert not any(pod.deleting for pod in life.pods())
+        life.clock.advance(2.0)
+        await life.upkeep.look([A1])
+        assert all(pod.deleting for pod in life.pods())
+        for rank in (0, 2):
+            await life.end(rank, "Failed", 143)
+        await life.server.delete(path(1), {"gracePeriodSeconds": 0})
+        seen = await life.seen()
+        assert seen.phase is Phase.VANISHED
+        assert seen.message.endswith("within 900 s: ImagePullBackOff: no such image")
 
     play(story)
 

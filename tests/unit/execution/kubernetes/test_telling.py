@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 from support.clock import ManualClock
 from support.kubernetes.fake_server import FakeApiServer
 from support.kubernetes.faults import Fault
 from support.kubernetes.objects import binding, pod
-from support.kubernetes.resources import PODS
+from support.kubernetes.resources import EVENTS, PODS
 
 from scheduler.execution.kubernetes.conditions import Conditions
 from scheduler.execution.kubernetes.events import Events
@@ -33,8 +34,8 @@ class Stage:
         pods = [pod_of(each) for each in self.fake.objects(PODS)]
         self.shown = {str(each.ref): each for each in pods}
 
-    def make(self, name: str) -> Pod:
-        self.fake.create(pod(name))
+    def make(self, name: str, **fields: Any) -> Pod:
+        self.fake.create(pod(name, **fields))
         self.show()
         return self.pod(name)
 
@@ -126,5 +127,49 @@ def test_neither_a_fault_nor_a_pod_that_is_gone_ends_the_telling() -> None:
         await asyncio.sleep(0.05)
         stage.teller.wait_for([(first, "no room")])
         await stage.until(lambda: stage.says("p") == "no room")
+
+    played(story)
+
+
+def test_a_gang_that_is_still_coming_is_told_of_once_it_stays_as_it_is() -> None:
+    async def story(stage: Stage) -> None:
+        waiting = stage.make("p")
+        for number in range(1, 4):
+            stage.teller.gather([(waiting, f"waiting for {number} of 4 pods")])
+            await asyncio.sleep(0.02)
+        await stage.until(lambda: stage.says("p") == "waiting for 3 of 4 pods")
+        assert stage.writes() == 1
+        stage.teller.gather([(stage.pod("p"), "waiting for 3 of 4 pods")])
+        stage.teller.gather([(stage.pod("p"), "waiting for 4 of 4 pods")])
+        stage.teller.wait_for([(stage.pod("p"), "no room")])  # a decision was quicker
+        await stage.until(lambda: stage.says("p") == "no room")
+        assert stage.writes() == 2
+
+    played(story)
+
+
+def test_all_pods_are_told_before_the_first_event() -> None:
+    async def story(stage: Stage) -> None:
+        pods = [stage.make(f"p{number}") for number in range(20)]
+        stage.teller.wait_for([(each, "no room") for each in pods])
+        await stage.until(lambda: len(stage.fake.objects(EVENTS)) == 20)
+        told = [each.what for each in stage.fake.journal if each.what in ("pods/status", "events")]
+        assert told == ["pods/status"] * 20 + ["events"] * 20
+
+    played(story)
+
+
+def test_a_gated_pod_is_told_without_a_word_for_autoscalers_and_where_it_is_pinned() -> None:
+    async def story(stage: Stage) -> None:
+        gate = "haversack.dev/placement"
+        waiting = stage.make("p", scheduler="default-scheduler", gates=[gate])
+        stage.teller.wait_for([(waiting, "no room")])
+        await stage.until(lambda: stage.says("p") == "no room")
+        scheduled = stage.pod("p").scheduled
+        assert scheduled is not None
+        assert scheduled.reason == "SchedulingGated"
+        stage.teller.pinned(waiting.ref, "n1", "gate-and-pin: kube-scheduler judges it too")
+        told = "Pinned to n1 (gate-and-pin: kube-scheduler judges it too)"
+        await stage.until(lambda: told in [event["note"] for event in stage.fake.objects(EVENTS)])
 
     played(story)

@@ -164,22 +164,7 @@ def create_app(
     """
     commits = Commits()
     database.on_commit(commits.announce)
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        yield
-        commits.close()
-
-    app = Application(
-        title="Haversack",
-        version=health.VERSION,
-        summary="A GPU cluster scheduler that proves how good each decision is.",
-        lifespan=lifespan,
-        openapi_url=None,  # served by our own route, to those who have a token
-        docs_url=None,  # the stock pages load scripts from a CDN
-        redoc_url=None,
-        redirect_slashes=False,
-    )
+    app = _without_parts(commits)
     app.context = Context(
         database=database,
         clock=clock,
@@ -202,6 +187,27 @@ def create_app(
     )
     app.context.metrics.watch_jobs(lambda: database.read_sync(live_jobs))
     app.context.metrics.watch_intents(lambda: database.read_sync(open_intents))
+    return app
+
+
+def _without_parts(commits: Commits) -> Application:
+    """The application with all its routes, each with a permission, but nothing behind them."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        commits.close()
+
+    app = Application(
+        title="Haversack",
+        version=health.VERSION,
+        summary="A GPU cluster scheduler that proves how good each decision is.",
+        lifespan=lifespan,
+        openapi_url=None,  # served by our own route, to those who have a token
+        docs_url=None,  # the stock pages load scripts from a CDN
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     errors.install(app)
     for router in _ROUTERS:
         # Not include_router: it nests, and a flat list is what the permission check can walk.

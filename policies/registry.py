@@ -21,7 +21,7 @@ PROFILES: Mapping[str, Callable[[], Profile]] = {
     "priority-age": lambda: Profile("priority-age", PriorityAge(), PlacementScore()),
     # The default, but higher priorities take the places of lower ones, as on Kubernetes.
     "priority-preempt": lambda: Profile(
-        "priority-preempt", PriorityAge(), PlacementScore(), preemption=Preemption.OUTRANK
+        "priority-preempt", PriorityAge(), PlacementScore(), Admission.SKIP, Preemption.OUTRANK
     ),
     # Ours with preemption: no run times, whoever has had least service first.
     "knapsack": lambda: Profile("knapsack", ServiceValue(), BestFit(), preemption=Preemption.EVICT),

@@ -61,7 +61,7 @@ class ServiceValue:
 
 
 def value_of(job: WaitingJob, size: float, now: UtcSeconds) -> float:
-    """What starting `job` is worth; `size` in GPUs. It doubles with priority as `doublings` says."""
+    """What starting `job` is worth; `size` in GPUs. It doubles with priority (see `doublings`)."""
     halvings = level_of(job.attained_s * size) + doublings(PRIORITY_NEUTRAL)
     weight = math.exp2(doublings(job.priority) - halvings)
     waited_s = max(0.0, now - job.submitted_at)

@@ -32,7 +32,7 @@ from scheduler.allocation.worth import Worth
 from scheduler.model.plan import Eviction, Plan, Reservation, SolverReport
 from scheduler.model.ports import Admission, Decider, Effort, OrderedJob, Preemption, Profile
 from scheduler.model.quantity import JobId, UtcSeconds
-from scheduler.model.snapshot import LiveAttempt, Snapshot
+from scheduler.model.snapshot import Snapshot
 
 
 def decide(
@@ -54,13 +54,17 @@ def decide(
         memory: what the decision before left, to start the solver warm; changed.
 
     Yields:
-        for a profile whose admission goes down the line, its one plan. Else the greedy plan, then
+        for a profile whose admission goes down the line, or where higher priorities take the places
+        of lower ones, its one plan. Else the greedy plan, then
         the plans of `optimise.improve`, until the proven gap is at most `effort.gap_target` or the
         effort is spent. Equal arguments give equal plans.
 
     Raises:
         AssertionError: the first plan fails verification, which is a bug here.
     """
+    if profile.preemption is Preemption.OUTRANK:
+        yield _outranking(_desk(snapshot, profile, effort, now, seed))
+        return
     if profile.admission is not Admission.KNAPSACK:
         plan, ordered = decide_in_line(snapshot, profile, effort, now, seed)
         _require_sound(plan, snapshot, ordered)
@@ -72,7 +76,7 @@ def decide(
     best = _plan(desk, desk.incumbent(packing, moves=moves))
     _require_sound(best, snapshot, desk.ordered)
     yield best
-    if best.gap <= effort.gap_target or best.solver.deferred or desk.leaving:
+    if best.gap <= effort.gap_target or best.solver.deferred:
         return
     if moves:
         desk = _with_victims(desk)
@@ -107,8 +111,6 @@ class _Desk:
         ordered: the waiting jobs that may start, best first.
         skipped: how many more there are beyond the effort's `order_max`.
         explainer: of all its plans.
-        leaving: who was told to end, so that its place is kept for whoever comes first in line:
-            what comes free bit by bit would go to smaller gangs, only to be cleared again.
     """
 
     snapshot: Snapshot
@@ -120,7 +122,6 @@ class _Desk:
     skipped: int
     task: Task
     explainer: Explainer
-    leaving: tuple[LiveAttempt, ...] = ()
 
     @property
     def gangs(self) -> Sequence[Gang]:
@@ -171,10 +172,11 @@ def _desk(
         Worth(snapshot),
         most=effort.placements_max,
         outrank=outrank,
+        leaving=leaving,
     )
     skipped = max(0, len(ordered) - effort.order_max)
     explainer = Explainer(snapshot)
-    return _Desk(snapshot, profile, effort, now, seed, ordered, skipped, task, explainer, leaving)
+    return _Desk(snapshot, profile, effort, now, seed, ordered, skipped, task, explainer)
 
 
 def _may_evict(snapshot: Snapshot, profile: Profile) -> bool:
@@ -182,7 +184,7 @@ def _may_evict(snapshot: Snapshot, profile: Profile) -> bool:
 
     While one is on its way out, what it leaves is not known: nobody else is stopped meanwhile.
     """
-    return profile.preemption in (Preemption.EVICT, Preemption.OUTRANK) and not any(
+    return profile.preemption is Preemption.EVICT and not any(
         attempt.stopping for attempt in snapshot.live.values()
     )
 
@@ -201,6 +203,26 @@ def _with_victims(desk: _Desk) -> _Desk:
         desk.task, victims=victims, standing=math.fsum(entry.value for entry in standing)
     )
     return replace(desk, task=task)
+
+
+def _outranking(desk: _Desk) -> Plan:
+    """Strictly down the line: each gang takes what is free, else the place of who is outranked.
+
+    What those leave who were told to end counts as free, and is held for whoever it was cleared
+    for: what comes free bit by bit would else go to smaller gangs, only to be cleared again. Values
+    have no say, or a crowd of old jobs could take that place again and again.
+
+    Raises:
+        AssertionError: the plan fails verification, which is a bug here.
+    """
+    desk = _with_victims(desk)
+    packed = swap(desk.task, desk.now, desk.room() if desk.task.leaving else None)
+    value = value_of(desk.task, packed)
+    bound = max(value, swap_bound(desk.task))
+    stage = "outrank" if packed.packing else "empty"
+    plan = _plan(desk, Candidate(packed.packing, packed.evicted, value, bound, stage))
+    _require_sound(plan, desk.snapshot, desk.ordered)
+    return plan
 
 
 def _swapped(desk: _Desk) -> Candidate:
@@ -296,7 +318,7 @@ def _plan(desk: _Desk, candidate: Candidate) -> Plan:
 
 def _split(desk: _Desk, candidate: Candidate) -> tuple[dict[int, Loads], dict[int, Loads]]:
     """Loads that are free now, and those that are once the evicted are gone."""
-    if not candidate.evicted and not desk.leaving:
+    if not candidate.evicted and not desk.task.leaving:
         return dict(candidate.packing), {}
     room = desk.room()
     at_once: dict[int, Loads] = {}

@@ -29,7 +29,7 @@ from scheduler.store.onlooker import Onlooker
 log = structlog.get_logger(__name__)
 
 _LOOKS_PER_LEASE = 10
-_LOOK_EVERY_MOST_S = 1.0
+_LOOK_EVERY_MOST_S = 0.5
 """A lease may be long; whoever gives it up should not have to wait for a successor."""
 
 

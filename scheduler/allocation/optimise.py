@@ -37,7 +37,7 @@ from scheduler.model.columns import Floats
 from scheduler.model.job import Topology
 from scheduler.model.plan import relative_gap
 from scheduler.model.ports import Effort
-from scheduler.model.snapshot import Snapshot
+from scheduler.model.snapshot import LiveAttempt, Snapshot
 from scheduler.model.terms import EXTRA_WORTH
 
 BETTER = 1e-9
@@ -105,6 +105,7 @@ class Task:
         standing: what the running jobs are worth together that a decision may stop.
         most: how many gangs may start; None for all.
         outrank: whether a victim yields to jobs of higher priority only.
+        leaving: attempts that were told to end, whose places `rooms` counts as free.
     """
 
     snapshot: Snapshot
@@ -115,6 +116,7 @@ class Task:
     standing: float = 0.0
     most: int | None = None
     outrank: bool = False
+    leaving: tuple[LiveAttempt, ...] = ()
 
     def may_stop(self, gang: Gang, victim: Victim) -> bool:
         """Whether the victim may be stopped to let the gang in."""

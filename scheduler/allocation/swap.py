@@ -52,12 +52,18 @@ class _Clearing:
     cost: float
 
 
-def swap(task: Task, now: UtcSeconds) -> Packed:
+def swap(task: Task, now: UtcSeconds, at_once: Room | None = None) -> Packed:
     """Gangs by value for their size: into what is free, or into the cheapest place to clear.
 
     A gang is given a cleared place only if it is worth more than those who leave cost together.
     What began at this very instant is not moved, so that decisions at one instant come to an end.
     Where only lower priorities yield, gangs come in the order of the queue, and nobody moves.
+
+    Args:
+        task: what to pack.
+        now: the decision's instant.
+        at_once: what is free already, where the task counts more than that: gangs that fit there
+            need not wait for anybody to leave; changed.
 
     Cost: as a greedy pass, and O(victims) for each shape that finds no room.
     """
@@ -71,7 +77,8 @@ def swap(task: Task, now: UtcSeconds) -> Packed:
         if task.most is not None and len(packing) >= task.most:
             break
         gang = task.gangs[index]
-        loads = room.place(gang)
+        loads = None if at_once is None else _at_once(room, at_once, gang)
+        loads = room.place(gang) if loads is None else loads
         likes = gang.shape, gang.job.evicts, gang.job.priority if task.outrank else 0
         if loads is None and likes not in hopeless:
             before = room.mark()
@@ -86,6 +93,16 @@ def swap(task: Task, now: UtcSeconds) -> Packed:
         if loads is not None:
             packing[index] = loads
     return Packed(packing, tuple(gone[number] for number in sorted(gone)))
+
+
+def _at_once(room: Room, at_once: Room, gang: Gang) -> Loads | None:
+    """The gang where it need not wait, unless somebody before it in line waits for that place."""
+    before = at_once.mark()
+    loads = at_once.place(gang)
+    if loads is None or room.take(gang, loads):
+        return loads
+    at_once.undo(before)
+    return None
 
 
 def _best_cleared(
@@ -279,6 +296,7 @@ def swap_bound(task: Task) -> float:
         if gang.value > 0:
             wanted.append((gang.value * known[0], 1, known[1]))
     sellers = [seller for victim in task.victims for seller in _sellers(task, victim)]
+    sellers += [(0.0, held_by(attempt.tasks)) for attempt in task.leaving]
     return resource_bound(task.snapshot.columns.free, wanted, sellers)
 
 

@@ -136,48 +136,52 @@ class KubernetesBackend:
         holder = socket.gethostname()
         fence = Fence(self._server, holder=holder, namespace=self._settings.namespace)
         fenced = await self._raise_fence(fence)
-        evictor = Evictor(self._server, given.clock)
-        binder = Binder(
-            self._server,
-            evictor,
-            fence=fence if fenced else None,
-            in_flight=self._settings.binds_in_flight_max,
+        self._cluster = cluster = Cluster(
+            told=self._news, job_namespace=self._settings.job_namespace
         )
-        cluster = Cluster(told=self._news, job_namespace=self._settings.job_namespace)
         store = SqlOutsideStore(given.database, given.epoch, given.ids)
+        self._make_parts(cluster, store, holder, fence if fenced else None)
+        await self._resume(store)
+        self._read_all(cluster, store)
+        await self._first_picture()
+        assert self._follower is not None, "made above"
+        await self._follower.begin()
+        if self._shield is not None:
+            await self._shield.look()  # before anybody is stopped
+
+    def _make_parts(
+        self, cluster: Cluster, store: SqlOutsideStore, holder: str, fence: Fence | None
+    ) -> None:
+        """What acts on the picture."""
+        given, settings, server = self._given, self._settings, self._server
+        evictor, avoided = Evictor(server, given.clock), Avoided(given.clock)
+        binder = Binder(server, evictor, fence=fence, in_flight=settings.binds_in_flight_max)
         self._teller = Teller(
-            Conditions(self._server, given.clock),
-            Events(self._server, given.clock, holder),
-            cluster.pod,
+            Conditions(server, given.clock), Events(server, given.clock, holder), cluster.pod
         )
-        self._cluster, avoided = cluster, Avoided(given.clock)
-        pinner = Pinner(self._server, binder, evictor, told=self._teller.pinned)
+        pinner = Pinner(server, binder, evictor, told=self._teller.pinned)
         follower = self._follower = Follower(
             cluster,
             store,
-            ClusterGatherer(cluster, Lookup(self._server), avoided),
+            ClusterGatherer(cluster, Lookup(server), avoided),
             given.clock,
             report=self._teller.gather,
         )
-        launching = Launching(
-            self._server,
-            cluster,
-            evictor,
-            namespace=self._settings.job_namespace,
-            image=self._settings.image,
-        )
         self._explainer = Explainer(given.database, cluster, follower, self._teller)
-        self._logs = PodLogs(asyncio.get_running_loop(), self._server, cluster)
+        launching = Launching(
+            server, cluster, evictor, namespace=settings.job_namespace, image=settings.image
+        )
         executor = self._executor = KubernetesExecutor(
             cluster, binder, pinner, evictor, launching, given.clock, synced=self._synced
         )
+        self._logs = PodLogs(asyncio.get_running_loop(), server, cluster)
         self._upkeep = Upkeep(
-            self._server,
+            server,
             cluster,
             evictor,
             given.clock,
-            keep_s=self._settings.keep_pods_s,
-            start_s=self._settings.start_s,
+            keep_s=settings.keep_pods_s,
+            start_s=settings.start_s,
             given_up=executor.give_up,
         )
         self._verdicts = Verdicts(
@@ -186,18 +190,25 @@ class KubernetesBackend:
             avoided,
             given.clock,
             epoch=given.epoch,
-            limit_s=self._settings.pin_s,
+            limit_s=settings.pin_s,
             given_up=executor.give_up,
             reform=follower.reform,
         )
+
+    async def _resume(self, store: SqlOutsideStore) -> None:
+        """Take over what earlier leaders launched, or decided on."""
         gangs = (await store.open_gangs()).values()
         members = {gang.job_id: gang.members for gang in gangs}
-        for attempt in await given.database.read(expected):
-            executor.resume(
+        for attempt in await self._given.database.read(expected):
+            self.executor.resume(
                 attempt.attempt_id,
                 members.get(attempt.job_id, ()),
                 whole=attempt.state == JobState.RUNNING,
             )
+
+    def _read_all(self, cluster: Cluster, store: SqlOutsideStore) -> None:
+        """Begin to read what the cluster shows."""
+        given = self._given
         pace = Pace(relist_s=self._settings.relist_s, silence_s=self._settings.silence_s)
         nodes = Reader(self._server, "/api/v1/nodes", node_of, NodeSink(cluster), pace=pace)
         pods = Reader(self._server, "/api/v1/pods", pod_of, PodSink(cluster), pace=pace)
@@ -207,10 +218,6 @@ class KubernetesBackend:
             budgets = Budgets()
             self._read("budgets", Reader(self._server, PATH, budget_of, budgets, pace=pace))
             self._shield = Shield(cluster, budgets, store, given.clock)
-        await self._first_picture()
-        await follower.begin()
-        if self._shield is not None:
-            await self._shield.look()  # before anybody is stopped
 
     def _read(self, name: str, reader: Reader[KubeNode] | Reader[Pod] | Reader[Budget]) -> None:
         self._readers[name] = reader

@@ -81,10 +81,19 @@ class OutsideStore(Protocol):
         """Their members are gone: a waiting one ends CANCELLED, a live one must not run again."""
         ...
 
-    async def shield(self, job_ids: Collection[JobId], now: UtcSeconds) -> None:
-        """These of the open gangs must not be stopped for others, for now; all the rest may."""
-        ...
-
     async def open_gangs(self) -> Mapping[str, OutsideJob]:
         """Every gang that has not ended, by key."""
+        ...
+
+
+class ShieldStore(Protocol):
+    """Where decisions look for who must not be stopped."""
+
+    async def shield(self, job_ids: Collection[JobId], now: UtcSeconds) -> None:
+        """These must not be stopped for others, for now; all other gangs may. One transaction.
+
+        Raises:
+            FencedError: another leader has taken over.
+            StorageError: the store does not answer; nothing was kept.
+        """
         ...

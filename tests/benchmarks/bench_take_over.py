@@ -1,7 +1,5 @@
 """How long nobody leads when the leader of two replicas stops, or dies, on a real API server.
 
-    PYTHONPATH=tests python tests/benchmarks/bench_take_over.py
-
 Counted from the signal until the other replica answers as the leader, with the default lease.
 """
 
@@ -14,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.kubernetes.ground import Ground
 from support.kubernetes.real_server import control_plane
@@ -42,8 +42,7 @@ def _measure(ground: Ground, database: str, end: Callable[[Replicas], None]) -> 
     """Seconds from the end of the leader until the other one leads."""
     folder = Path(mkdtemp(prefix="take-over-"))
     try:
-        ttl = {"STORE__LEASE_TTL_S": str(LEASE_TTL_S)}
-        with replicas(ground, folder, database, **ttl) as pair:
+        with replicas(ground, folder, database, STORE__LEASE_TTL_S=str(LEASE_TTL_S)) as pair:
             pair.waits.until(lambda: ready(pair.waits.daemon) != {}, "no standby")
             began = time.monotonic()
             end(pair)
@@ -57,7 +56,7 @@ def _measure(ground: Ground, database: str, end: Callable[[Replicas], None]) -> 
 def main() -> int:
     """Print the table; 1 if a threshold is missed."""
     missed = False
-    print(f"lease of {LEASE_TTL_S:g} s; seconds without a leader")
+    sys.stdout.write(f"lease of {LEASE_TTL_S:g} s; seconds without a leader\n")
     with control_plane() as plane, postgres_server() as postgres:
         ground = Ground(
             plane.access, plane.access_as, plane.compact, real=True, authority=plane.authority
@@ -73,7 +72,7 @@ def main() -> int:
                 postgres.drop_database(database)
             median_s = statistics.median(taken)
             shown = " ".join(f"{each:6.2f}" for each in taken)
-            print(f"{what:20} {shown}   median {median_s:.2f} s, limit {limit_s:g} s")
+            sys.stdout.write(f"{what:18}{shown}  median {median_s:.2f}, limit {limit_s:g}\n")
             missed = missed or median_s > limit_s
     return 1 if missed else 0
 

@@ -196,3 +196,48 @@ def detail(state: str = "RUNNING", *attempts: AttemptOut, **changes: object) -> 
     """A job with its attempts, as the API tells it."""
     document: dict[str, object] = {"spec": {"task": {"command": ["python", "t.py"]}}}
     return {**job(state, **changes), "attempts": list(attempts), "document": document}
+
+
+def node(**changes: object) -> dict[str, object]:
+    """A cordoned node as the API tells it."""
+    return {
+        "id": "n-1",
+        "name": "gpu-7",
+        "pool": "default",
+        "price_class": "reserved",
+        "rack": "",
+        "zone": "",
+        "health": "healthy",
+        "cordoned": True,
+        "simulated": False,
+        "gpus": 8,
+        "gpus_used": 3,
+        "gpu_models": ["H100"],
+        "cpu_milli": 64_000,
+        "cpu_milli_used": 3_500,
+        "memory_mib": 524_288,
+        "memory_mib_used": 0,
+        "seen_at": "2027-01-15T07:59:50.000Z",
+        "version": 1,
+        **changes,
+    }
+
+
+def gpu(index: int, **changes: object) -> dict[str, object]:
+    """A GPU of that node, held by a job, as the API tells it."""
+    return {
+        "id": f"GPU-{index}",
+        "node_id": "n-1",
+        "node_name": "gpu-7",
+        "index": index,
+        "model": "H100",
+        "memory_mib": 81_920,
+        "health": "healthy",
+        "cordoned": False,
+        "simulated": False,
+        "in_use": True,
+        "job_id": JOB_ID,
+        "job_name": "llama",
+        "version": 1,
+        **changes,
+    }

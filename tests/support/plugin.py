@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from support.daemon import DaemonProcess
+from support.fake_daemon import FakeDaemon, items
 from support.kubernetes.real_server import NoControlPlaneError, program
+from typer.testing import Result
+
+from scheduler.cli.kubectl.program import app
 
 BIN = Path(sys.executable).parent
 PLUGIN = BIN / "kubectl-haversack"
@@ -46,3 +52,13 @@ def kubectl_haversack(
         check=False,
         timeout=60,
     )
+
+
+def kubectl(daemon: FakeDaemon, *arguments: str, **more: Any) -> Result:
+    """Run one command line in this process, against canned answers."""
+    return replace(daemon, program=app).run(*arguments, **more)
+
+
+def listing(*jobs: object) -> FakeDaemon:
+    """A daemon that lists these jobs."""
+    return FakeDaemon().on("GET", "jobs", items(*jobs))

@@ -24,7 +24,7 @@ from scheduler.execution.kubernetes.cluster import Cluster
 from scheduler.execution.kubernetes.constraints import selected
 from scheduler.execution.kubernetes.pods import Pod
 from scheduler.execution.kubernetes.raw import Json, mapping, text, whole
-from scheduler.model.outside import OutsideStore
+from scheduler.model.outside import ShieldStore
 from scheduler.model.quantity import JobId
 from scheduler.model.site import Requirement
 
@@ -174,7 +174,7 @@ class Shield:
     """
 
     def __init__(
-        self, cluster: Cluster, budgets: Budgets, store: OutsideStore, clock: Clock
+        self, cluster: Cluster, budgets: Budgets, store: ShieldStore, clock: Clock
     ) -> None:
         self._cluster = cluster
         self._budgets = budgets

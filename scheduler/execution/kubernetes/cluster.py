@@ -101,6 +101,7 @@ class Cluster:
     _own: defaultdict[AttemptId, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
     _own_changed: dict[AttemptId, None] = field(default_factory=dict)
     _held: dict[AttemptId, _Held] = field(default_factory=dict)
+    _held_by: dict[str, AttemptId] = field(default_factory=dict)
     _changed_nodes: set[str] = field(default_factory=set)
     _lost: dict[str, None] = field(default_factory=dict)
     _pods_changed: bool = False
@@ -120,6 +121,7 @@ class Cluster:
             if attempt_id not in self._held:
                 held = _Held(dict.fromkeys(members), self.job_namespace)
                 self._held[attempt_id] = held
+                self._held_by.update(dict.fromkeys(held.members, attempt_id))
                 for key in self._of_attempt.get(attempt_id, ()):
                     if seat := seat_of(self._pods[key]):
                         self._touch(seat)
@@ -130,6 +132,9 @@ class Cluster:
         with self._lock:
             held = self._held.pop(attempt_id, None)
             self._watchers.pop(attempt_id, None)
+            for key in held.members if held is not None else ():
+                if self._held_by.get(key) == attempt_id:  # else a later one holds it
+                    del self._held_by[key]
             # Where others take more than was left, the GPUs it held are theirs now.
             for node in held.nodes if held is not None else ():
                 self._touch(node)
@@ -390,9 +395,10 @@ class Cluster:
             if pod is None:
                 continue
             own = self._own_attempt(pod)
-            attempt_id = attempt_of(pod) or own
-            if attempt_id is not None and attempt_id in self._watchers:
-                watchers[attempt_id] = self._watchers[attempt_id]
+            # One that was never seen to be bound may be gone: then it has no marks.
+            for attempt_id in (attempt_of(pod), own, self._held_by.get(key)):
+                if attempt_id is not None and attempt_id in self._watchers:
+                    watchers[attempt_id] = self._watchers[attempt_id]
             held = self._holder(key, pod)
             node = pod.node_name or seat_of(pod)
             if held is None:

@@ -169,20 +169,24 @@ class Launching:
         A pod is deleted only as it was read: one that another leader has bound meanwhile stays.
         """
         try:
-            pods = [pod for pod in await self.find(attempt_id) if pod.waiting]
+            found = await self.find(attempt_id)
+            pods = [pod for pod in found if pod.waiting]
             gone = await asyncio.gather(
                 *(self._evictor.delete(pod.ref, version=pod.version) for pod in pods)
             )
             await self._delete_service(attempt_id)
         except HaversackError as error:
             return str(error)
+        if not found:
+            self._made.discard(attempt_id)
         stay = [each for each in gone if each.outcome is EvictOutcome.CHANGED]
         return f"{len(stay)} pods changed meanwhile" if stay else ""
 
     async def let_go(self, attempt_ids: Iterable[AttemptId]) -> None:
         """Their end is stored: let the cluster remove what was deleted of them.
 
-        What fails is asked for again, as `kept` pods are known (`Cluster.kept`).
+        What fails is logged, and asked for again: whoever compares the cluster with the store meets
+        these attempts there until their pods are gone.
         """
         for attempt_id in attempt_ids:
             self._made.discard(attempt_id)

@@ -3,13 +3,13 @@
 Each kind says it in its own words; here they become one value. Sources: the public API types of
 batch/v1 Job, scheduling.k8s.io PodGroup (v1alpha2 of Kubernetes 1.36, v1beta1 of 1.37),
 kubernetes-sigs/scheduler-plugins, volcano-sh/volcano, kubernetes-sigs/jobset, kubernetes-sigs/lws,
-kubeflow/training-operator and ray-project/kuberay.
+kubeflow/training-operator, kubeflow/mpi-operator and ray-project/kuberay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -67,7 +67,7 @@ def owner_of(raw: Json) -> Owner | None:
     metadata, spec = mapping(raw.get("metadata")), mapping(raw.get("spec"))
     version, kind = text(raw.get("apiVersion")), text(raw.get("kind"))
     group = version.partition("/")[0] if "/" in version else ""
-    read = _READERS.get((group, kind))
+    read = _mpi_operator if version == _MPI_OPERATOR else _READERS.get((group, kind))
     if read is None:
         return None
     key = OwnerKey(group, kind, text(metadata.get("namespace")), text(metadata.get("name")))
@@ -144,6 +144,12 @@ def _kubeflow(key: OwnerKey, metadata: Json, spec: Json) -> Owner:
     return _sized(key, metadata, min(size, SIZE_MAX), "replicas")
 
 
+def _mpi_operator(key: OwnerKey, metadata: Json, spec: Json) -> Owner:
+    """The launcher is the pod of a Job, and a pod alone: the workers are the gang."""
+    found = _kubeflow(key, metadata, spec)
+    return replace(found, size=max(1, found.size - 1))
+
+
 def _ray_cluster(key: OwnerKey, metadata: Json, spec: Json) -> Owner:
     """A gang only if asked for: Ray grows, and its head need not wait for all workers."""
     if not mapping(metadata.get("labels")).get(labels.RAY_GANG):
@@ -173,6 +179,8 @@ def _leader_worker_set(key: OwnerKey, metadata: Json, spec: Json) -> Owner:
     return _sized(key, metadata, 1 if one_by_one else size, "spec.leaderWorkerTemplate.size")
 
 
+_MPI_OPERATOR: Final = "kubeflow.org/v2beta1"
+"""Of MPIJobs of kubeflow/mpi-operator; those of the training operator are v1."""
 _KUBEFLOW_KINDS: Final = ("JAXJob", "MPIJob", "PaddleJob", "PyTorchJob", "TFJob", "XGBoostJob")
 _READERS: Final[Mapping[tuple[str, str], Callable[[OwnerKey, Json, Json], Owner]]] = (
     MappingProxyType(

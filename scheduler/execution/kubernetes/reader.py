@@ -319,11 +319,12 @@ class Reader(Generic[T]):
         began_s = _now_s()
         watch_s = self._pace.watch_s * self._jitter.uniform(1.0, 2.0)
         left_s = self._listed_s + self._relist_after_s - began_s
+        asked_s = max(int(min(watch_s, left_s)), 1)
         query = self._query | {
             "watch": "1",
             "resourceVersion": self._version,
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(max(int(min(watch_s, left_s)), 1)),
+            "timeoutSeconds": str(asked_s),
         }
         lines = self._server.lines(self._path, query, silence_s=self._pace.silence_s)
         try:
@@ -343,7 +344,7 @@ class Reader(Generic[T]):
                 if self._silences > 1:
                     self._version = ""
             raise
-        if _now_s() - began_s >= _WORKED_S:
+        if _now_s() - began_s >= min(_WORKED_S, 0.9 * asked_s):
             self._failures = 0
 
     def _take(self, kind: str, raw: Document) -> None:

@@ -92,11 +92,6 @@ class RejectedError(HaversackError):
         """A rule of the API or of an admission policy forbids it."""
         return self.status == _INVALID
 
-    @property
-    def blocked(self) -> bool:
-        """A disruption budget forbids it for now."""
-        return self.status == _BUSY
-
 
 class TooBusyError(OverloadedError):
     """The server sheds load and went on doing so; nothing was done."""

@@ -28,7 +28,8 @@ from scheduler.execution.kubernetes.pods import Pod, PodRef
 
 log = structlog.get_logger(__name__)
 
-_AT_ONCE = 8
+_AT_ONCE = 32
+"""Taken up together; how many are under way is for the server's lane to bound."""
 _SETTLE_S = 0.5
 """A gang comes pod by pod: how many are still missing is told once that stays as it is so long."""
 K = TypeVar("K")

@@ -15,7 +15,7 @@ from support.kubernetes.deployment import Deployment, daemon_on, deployed
 from support.kubernetes.fake_server import ADMIN, RunningFake, running_fake
 from support.kubernetes.ground import Ground
 from support.kubernetes.replicas import frozen, ready, replicas
-from support.kubernetes.resources import POLICIES
+from support.kubernetes.resources import LEASES, POLICIES
 
 pytestmark = pytest.mark.postgres
 
@@ -105,6 +105,21 @@ def test_a_leader_that_was_paused_before_it_binds_has_no_effect(
         assert "Traceback" not in told
         assert [job["state"] for job in second.jobs()] == ["LAUNCHING"] * 2
         assert second.daemon.stop() == 0
+
+
+def test_a_database_that_is_behind_leads_above_what_the_cluster_knows(
+    fake_ground: Ground, tmp_path: Path
+) -> None:
+    daemon = daemon_on(fake_ground, tmp_path)
+    on_cluster = deployed(fake_ground, daemon)
+    epochs = []
+    for data_dir in (daemon.data_dir, tmp_path / "from-before"):
+        daemon.data_dir = data_dir
+        daemon.start()
+        lease = on_cluster.ask("GET", LEASES.path("haversack-system", "haversack-epoch")).ok()
+        epochs.append(lease["spec"]["leaseTransitions"])
+        assert daemon.stop() == 0
+    assert epochs == [1, 2]
 
 
 def test_replicas_do_not_lead_where_the_cluster_would_not_refuse_a_stale_one(

@@ -99,3 +99,11 @@ def test_postgres_judges_expiry_by_its_own_clock(
         two.write_sync(lambda tx: lease.acquire(tx, "two", TTL_S, clock.now()))
     one.close()
     two.close()
+
+
+def test_a_database_that_was_restored_does_not_go_back(
+    database: Database, clock: ManualClock
+) -> None:
+    first = database.write_sync(lambda tx: lease.acquire(tx, "me", TTL_S, clock.now(), above=6))
+    again = database.write_sync(lambda tx: lease.acquire(tx, "me", TTL_S, clock.now(), above=3))
+    assert (first, again) == (7, 8)

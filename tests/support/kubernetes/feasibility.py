@@ -55,7 +55,7 @@ _RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass
 _TRIES = 3
 """Its picture of the cluster lags behind the server's: a difference counts when it stays."""
 _NOW = UtcSeconds(1_800_000_000.0)
-_REASON = re.compile(r"(\d+) (?:node\(s\) )?([^/,:]+?)(?=, \d|\.(?: |$))")
+_REASON = re.compile(r"(\d+) (?:node\(s\) )?(.+?)(?=, \d|\.(?: |$))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,8 @@ class Comparison:
             self.differences.append(verdict)
         self.asked += len(verdict.nodes)
         self.feasible += len(verdict.theirs.nodes)
-        for count, reason in _REASON.findall(verdict.theirs.message):
+        _, _, told = verdict.theirs.message.partition(": ")  # 0/16 nodes are available: ...
+        for count, reason in _REASON.findall(told):
             self.reasons[reason] += int(count)
 
     def report(self) -> str:

@@ -103,7 +103,13 @@ async def judging(plane: ControlPlane, client: Client, scheduler_name: str) -> A
 def _configuration(url: str, scheduler_name: str) -> Json:
     """All its own plugins but preemption, which would clear nodes for a pod that nobody binds."""
     no_preemption = {"postFilter": {"disabled": [{"name": "*"}]}}
-    extender = {"urlPrefix": url, "filterVerb": "filter", "nodeCacheCapable": True, "weight": 1}
+    extender = {
+        "urlPrefix": url,
+        "filterVerb": "filter",
+        "nodeCacheCapable": True,
+        "weight": 1,
+        "httpTimeout": "30s",
+    }
     return {
         "percentageOfNodesToScore": 100,
         "profiles": [{"schedulerName": scheduler_name, "plugins": no_preemption}],

@@ -115,6 +115,40 @@ def test_a_place_that_comes_free_bit_by_bit_is_kept_for_whom_it_was_cleared() ->
     assert [each.job_id for each in plan.placements] == ["j-small"]
 
 
+def test_old_jobs_in_numbers_do_not_take_the_place_that_was_cleared() -> None:
+    node = make_node("a", gpus=4)
+    crowd = [make_job(f"s{n}", shape(1), priority=9, submitted_at=0.0) for n in range(20)]
+    snapshot = snapshot_of(
+        [node], [urgent("x", shape(4), 10), *crowd], [running(node, range(4), 0)]
+    )
+    plan = decided(snapshot)
+    assert {each.for_job for each in plan.evictions} == {"j-x"}
+    (live,) = snapshot.live.values()
+    leaving = replace(snapshot, live={live.id: replace(live, stopping=True)})
+    plan = decided(leaving)
+    assert ([each.job_id for each in plan.reservations], plan.placements) == (["j-x"], ())
+    plan = decided(replace(leaving, live={}))
+    assert [each.job_id for each in plan.placements] == ["j-x"]
+
+
+def test_who_fits_elsewhere_meanwhile_does_not_wait_for_the_place_it_had_cleared() -> None:
+    node, fresh = make_node("a", gpus=4), make_node("b", gpus=4)
+    leaving = running(node, range(4), 0, stopping=True)
+    jobs = [urgent("x", shape(4), 100), urgent("y", shape(4), 90)]
+    plan = decided(snapshot_of([node, fresh], jobs, [leaving]))
+    assert [each.job_id for each in plan.placements] == ["j-x"]
+    assert [each.job_id for each in plan.reservations] == ["j-y"]
+
+
+def test_others_may_be_stopped_while_somebody_is_leaving() -> None:
+    nodes = [make_node("a", gpus=4), make_node("b", gpus=4)]
+    lives = [running(nodes[0], range(4), 0, stopping=True), running(nodes[1], range(4), 0)]
+    jobs = [urgent("x", shape(4), 100), urgent("y", shape(4), 90)]
+    plan = decided(snapshot_of(nodes, jobs, lives))
+    assert [(each.attempt_id, each.for_job) for each in plan.evictions] == [(lives[1].id, "j-y")]
+    assert [each.job_id for each in plan.reservations] == ["j-x", "j-y"]
+
+
 def test_a_plan_that_stops_somebody_for_who_does_not_evict_is_refused() -> None:
     node = make_node("a", gpus=4)
     live = running(node, range(4), 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from support.kubernetes import objects
 from support.kubernetes.fake_server import ADMIN, FakeApiServer
@@ -14,11 +12,11 @@ GPU = "nvidia.com/gpu"
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeApiServer]:
+def fake() -> FakeApiServer:
     server = FakeApiServer()
     server.create(objects.node("a", gpus=2))
     server.create(objects.node("b", gpus=2))
-    yield server
+    return server
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_a_budget_s_429_is_a_refusal_and_not_repeated() -> None:
             body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}}
             with pytest.raises(RejectedError) as blocked:
                 await server.post(f"{PODS}/p/eviction", body)
-            assert blocked.value.blocked
+            assert blocked.value.status == 429
             assert naps.taken == []
 
     asyncio.run(play())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import pytest
@@ -19,9 +19,7 @@ from scheduler.execution.kubernetes.budgets import (
 )
 from scheduler.execution.kubernetes.cluster import Cluster
 from scheduler.execution.kubernetes.pods import Pod, pod_of
-from scheduler.model.node import Node
-from scheduler.model.outside import OutsideGang, OutsideJob
-from scheduler.model.quantity import AttemptId, JobId, NodeId, UtcSeconds
+from scheduler.model.quantity import AttemptId, JobId, UtcSeconds
 
 APP = {"app": "train"}
 
@@ -141,27 +139,10 @@ def test_the_systems_own_pods_are_never_victims() -> None:
 
 
 class Told:
-    """An `OutsideStore` that only notes who is shielded."""
+    """A `ShieldStore` that notes whom it is told of."""
 
     def __init__(self) -> None:
         self.calls: list[frozenset[str]] = []
-
-    async def node_ids(self) -> Mapping[str, NodeId]:
-        raise NotImplementedError
-
-    async def sync_nodes(
-        self, changed: Sequence[Node], gone: Sequence[NodeId], now: UtcSeconds
-    ) -> int:
-        raise NotImplementedError
-
-    async def adopt(self, gangs: Sequence[OutsideGang], now: UtcSeconds) -> Mapping[str, JobId]:
-        raise NotImplementedError
-
-    async def withdraw(self, keys: Sequence[str], why: str, now: UtcSeconds) -> None:
-        raise NotImplementedError
-
-    async def open_gangs(self) -> Mapping[str, OutsideJob]:
-        raise NotImplementedError
 
     async def shield(self, job_ids: Collection[JobId], now: UtcSeconds) -> None:
         del now

@@ -66,6 +66,18 @@ def read(api_version: str, kind: str, spec: Raw) -> Owner:
             },
             2,
         ),
+        (
+            "kubeflow.org/v2beta1",
+            "MPIJob",
+            {"mpiReplicaSpecs": {"Launcher": {"replicas": 1}, "Worker": {"replicas": 4}}},
+            4,
+        ),
+        (
+            "kubeflow.org/v1",
+            "MPIJob",
+            {"mpiReplicaSpecs": {"Launcher": {"replicas": 1}, "Worker": {"replicas": 4}}},
+            5,
+        ),
         ("ray.io/v1", "RayCluster", {"workerGroupSpecs": [{"replicas": 7}]}, 1),
         (
             "leaderworkerset.x-k8s.io/v1",
@@ -87,14 +99,29 @@ def test_sizes(api_version: str, kind: str, spec: Raw, size: int) -> None:
     assert not found.problem
 
 
-def test_a_ray_cluster_is_a_gang_when_asked_for() -> None:
-    raw = api_object(
-        "ray.io/v1", "RayCluster", "llama", {"workerGroupSpecs": [{"replicas": 3, "numOfHosts": 2}]}
-    )
+@pytest.mark.parametrize(
+    ("groups", "more", "size"),
+    [
+        ([{"replicas": 3, "numOfHosts": 2}], {}, 7),
+        ([{"replicas": 9, "minReplicas": 1, "maxReplicas": 4}, {"minReplicas": 2}], {}, 7),
+        ([{"replicas": 9, "minReplicas": 1}], {"enableInTreeAutoscaling": True}, 2),
+        ([{"replicas": 3}, {"replicas": 3, "suspend": True}], {}, 4),
+    ],
+)
+def test_a_ray_cluster_is_a_gang_of_what_it_starts_with_when_asked_for(
+    groups: list[Raw], more: Raw, size: int
+) -> None:
+    raw = api_object("ray.io/v1", "RayCluster", "llama", {"workerGroupSpecs": groups, **more})
     raw["metadata"]["labels"] = {"ray.io/gang-scheduling-enabled": "true"}
     found = owner_of(raw)
     assert found is not None
-    assert found.size == 7
+    assert found.size == size
+
+
+def test_a_native_groups_priority_counts_where_a_class_gave_it_one() -> None:
+    """Admission writes 0 where none was named: that says nothing."""
+    gang = {"schedulingPolicy": {"gang": {"minCount": 2}}}
+    assert read("scheduling.k8s.io/v1alpha2", "PodGroup", {**gang, "priority": 0}).priority is None
 
 
 @pytest.mark.parametrize(

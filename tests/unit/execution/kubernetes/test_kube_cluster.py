@@ -216,6 +216,15 @@ def test_watchers_hear_of_their_attempt_until_it_is_released(world: World) -> No
     assert heard == [A1, A1]
 
 
+def test_watchers_hear_of_a_member_that_goes_before_its_binding_was_seen(world: World) -> None:
+    heard: list[AttemptId] = []
+    world.cluster.pod_seen(pod())
+    world.cluster.expect(A1, [key("p")])
+    world.cluster.watch(A1, heard.append)
+    world.cluster.pod_gone(key("p"))
+    assert heard == [A1]
+
+
 def test_news_of_our_pods_is_taken_once_and_can_be_put_back(world: World) -> None:
     world.cluster.pod_seen(pod("theirs", scheduler="another"))
     assert not world.cluster.take_pods_changed()

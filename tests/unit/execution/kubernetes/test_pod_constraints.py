@@ -83,7 +83,6 @@ def test_a_term_that_cannot_be_read_leaves_the_others() -> None:
     assert problem.startswith(f"spec.affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms[0]")
 
 
-
 def test_terms_are_alternatives_and_their_parts_are_not() -> None:
     found = read(
         affinity=affinity(

@@ -247,6 +247,22 @@ def test_lost_events_are_healed_by_a_new_list() -> None:
     asyncio.run(play())
 
 
+def test_watches_that_end_as_asked_on_a_quiet_cluster_are_no_trouble() -> None:
+    async def play() -> None:
+        books, naps = Books(), Naps()
+        async with FakeApiServer() as fake, ApiServer(fake.access) as server:
+            reader: Reader[Seen] = Reader(
+                server, PATH, Seen, books, pace=Pace(relist_s=1.0), sleep=naps
+            )
+            async with running(reader):
+                async with asyncio.timeout(SOON_S):
+                    while len(naps.taken) < 4:  # noqa: ASYNC110 - a nap tells nobody
+                        await asyncio.sleep(0.05)
+        assert max(naps.taken) <= 0.1, "else lists come later and later"
+
+    asyncio.run(play())
+
+
 def test_a_bookmark_moves_the_version_and_tells_nothing() -> None:
     async def play() -> None:
         books = Books()

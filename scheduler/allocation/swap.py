@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -69,6 +69,7 @@ def swap(task: Task, now: UtcSeconds, at_once: Room | None = None) -> Packed:
     """
     room = task.rooms()
     offers = _offers(room, task)
+    known = _Known()
     most = task.snapshot.terms.eviction.evictions_max
     packing: dict[int, Loads] = {}
     gone: dict[int, Victim] = {}
@@ -82,16 +83,18 @@ def swap(task: Task, now: UtcSeconds, at_once: Room | None = None) -> Packed:
         likes = gang.shape, gang.job.evicts, gang.job.priority if task.outrank else 0
         if loads is None and likes not in hopeless:
             before = room.mark()
-            loads, leaving = _best_cleared(room, task, gang, _for(task, gang, offers), now)
+            loads, leaving = _best_cleared(room, task, gang, _for(task, gang, offers), known, now)
             if loads is None or len(gone) + len(leaving) > most:
                 room.undo(before)
                 hopeless.add(likes)
                 continue
             gone |= leaving
+            known.changed(row for number in leaving for row in task.victims[number].rows)
             for row in offers:
                 offers[row] = [offer for offer in offers[row] if offer.victim not in leaving]
         if loads is not None:
             packing[index] = loads
+            known.changed(load.row for load in loads)
     return Packed(packing, tuple(gone[number] for number in sorted(gone)))
 
 
@@ -106,16 +109,24 @@ def _at_once(room: Room, at_once: Room, gang: Gang) -> Loads | None:
 
 
 def _best_cleared(
-    room: Room, task: Task, gang: Gang, offers: dict[int, list[_Offer]], now: UtcSeconds
+    room: Room,
+    task: Task,
+    gang: Gang,
+    offers: Mapping[int, Sequence[_Offer]],
+    known: _Known,
+    now: UtcSeconds,
 ) -> tuple[Loads | None, dict[int, Victim]]:
     """The gang where its place costs least: by who would be lost, else by who could move.
 
     Who is outranked costs next to nothing, so that there is nothing to save by moving.
     """
+    if task.outrank:
+        clearing = _cheapest(room, gang, known.rows(room, task, gang, offers))
+        return (None, {}) if clearing is None else _cleared(room, task, gang, clearing, now)
     if not offers:
         return None, {}
-    for each in (offers,) if task.outrank else (offers, _if_moved(room, task, offers, now)):
-        clearing = _cheapest(room, gang, each)
+    for each in (offers, _if_moved(room, task, offers, now)):
+        clearing = _cheapest(room, gang, _Rows(room, gang, each))
         if clearing is not None:
             loads, leaving = _cleared(room, task, gang, clearing, now)
             if loads is not None:
@@ -124,14 +135,89 @@ def _best_cleared(
 
 
 def _for(task: Task, gang: Gang, offers: dict[int, list[_Offer]]) -> dict[int, list[_Offer]]:
-    """Those offers that this gang may take."""
-    if task.anybody_for_anybody:
-        return offers
-    found = {
-        row: [offer for offer in here if task.may_stop(gang, task.victims[offer.victim])]
-        for row, here in offers.items()
-    }
-    return found if any(found.values()) else {}
+    """Those offers that this gang may take; by priority they are told apart row by row."""
+    return offers if gang.job.evicts else {}
+
+
+_Found = tuple[float, frozenset[int]] | None
+"""Victims whose places hold so many workers, and their cost; None if there are none."""
+
+
+class _Rows:
+    """What it takes to clear rows for one gang."""
+
+    def __init__(
+        self, room: Room, gang: Gang, offers: Mapping[int, Sequence[_Offer]]
+    ) -> None:
+        self._room = room
+        self._gang = gang
+        self._offers = offers
+
+    def usable(self) -> list[int]:
+        """Rows with offers that the gang may sit on."""
+        eligible = self._room.eligible(self._gang.worker)
+        return [row for row in self._offers if eligible[row]]
+
+    def chosen(self, row: int, workers: int) -> _Found:
+        """The victims to take on a row for so many workers."""
+        return _chosen(self._room, self._gang, row, workers, self._offers[row])
+
+
+class _KnownRows(_Rows):
+    """The same for gangs alike that only outranked victims yield to, as far as it is known."""
+
+    def __init__(
+        self,
+        room: Room,
+        task: Task,
+        gang: Gang,
+        offers: Mapping[int, Sequence[_Offer]],
+        kept: dict[tuple[int, int], _Found],
+    ) -> None:
+        super().__init__(room, gang, offers)
+        self._task = task
+        self._kept = kept
+
+    def chosen(self, row: int, workers: int) -> _Found:
+        """The victims to take on a row for so many workers, told again until the row changes."""
+        key = (row, workers)
+        if key not in self._kept:
+            victims = self._task.victims
+            below = [
+                each
+                for each in self._offers[row]
+                if self._task.may_stop(self._gang, victims[each.victim])
+            ]
+            self._kept[key] = (
+                _chosen(self._room, self._gang, row, workers, below) if below else None
+            )
+        return self._kept[key]
+
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    """What it takes to clear each row, by shape and priority of the gang and number of workers.
+
+    Most rows stay as they are from one gang to the next: without this, each gang that others are
+    stopped for would look at all of them anew.
+    """
+
+    _found: dict[tuple[JobShape, int], dict[tuple[int, int], _Found]] = field(default_factory=dict)
+
+    def rows(
+        self, room: Room, task: Task, gang: Gang, offers: Mapping[int, Sequence[_Offer]]
+    ) -> _Rows:
+        """What is known of rows for gangs like this one."""
+        kept = self._found.setdefault((gang.shape, gang.job.priority), {})
+        return _KnownRows(room, task, gang, offers, kept)
+
+    def changed(self, rows: Iterable[int]) -> None:
+        """These rows hold more or less than before."""
+        gone = tuple(rows)
+        for (shape, _), kept in self._found.items():
+            for row in gone:
+                kept.pop((row, 1), None)
+                kept.pop((row, shape.tasks), None)
 
 
 def _if_moved(

@@ -172,7 +172,14 @@ class KubernetesBackend:
             server, cluster, evictor, namespace=settings.job_namespace, image=settings.image
         )
         executor = self._executor = KubernetesExecutor(
-            cluster, binder, pinner, evictor, launching, given.clock, synced=self._synced
+            cluster,
+            binder,
+            pinner,
+            evictor,
+            launching,
+            given.clock,
+            synced=self._synced,
+            at_once=self._settings.binds_in_flight_max,
         )
         self._logs = PodLogs(asyncio.get_running_loop(), server, cluster)
         self._upkeep = Upkeep(

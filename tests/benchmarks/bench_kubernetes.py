@@ -31,8 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.daemon import DaemonProcess
 from support.kubernetes import objects
+from support.kubernetes.applying import BASE, DEPLOY, apply, component, rendered
 from support.kubernetes.client import Client, Json
-from support.kubernetes.real_server import ControlPlane, NoControlPlaneError, control_plane
+from support.kubernetes.real_server import (
+    ADMIN,
+    SERVICE_ACCOUNT,
+    ControlPlane,
+    NoControlPlaneError,
+    control_plane,
+)
 
 from scheduler.execution.kubernetes.labels import PLACEMENT_GATE
 
@@ -116,11 +123,11 @@ async def _bindings(plane: ControlPlane, namespace: str, wanted: int, quiet_s: f
 
 
 @contextlib.contextmanager
-def _ours(plane: ControlPlane, *, wait: bool = False) -> Iterator[None]:
+def _ours(plane: ControlPlane, *, user: str = ADMIN, wait: bool = False) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         daemon = DaemonProcess(
             Path(folder) / "data",
-            settings={"KUBERNETES__KUBECONFIG": str(plane.kubeconfig())},
+            settings={"KUBERNETES__KUBECONFIG": str(plane.kubeconfig(user))},
             arguments=("--executor", "kubernetes"),
         )
         daemon.start(wait=wait)
@@ -158,13 +165,19 @@ def rate(nodes: int, pods: int, *, ours: bool) -> tuple[float, Seen]:
 def pins(nodes: int, pods: int) -> tuple[float, Seen]:
     """Gated pods a second that we pin and kube-scheduler binds, on a control plane of its own."""
     with control_plane() as plane:
+        # kube-scheduler is the administrator here, whose bindings must not be fenced.
+        for document in rendered(BASE):
+            apply(plane, document)
+        for name in ("admission", "preemption"):
+            for document in component(DEPLOY / "kubernetes" / "components" / name):
+                apply(plane, document)
         asyncio.run(_create(plane, "/api/v1/nodes", _nodes(nodes)))
         gates, theirs = [PLACEMENT_GATE], "default-scheduler"
         wanted = [
             objects.pod(f"pod-{i:05d}", gpus=1, scheduler=theirs, gates=gates) for i in range(pods)
         ]
         asyncio.run(_create(plane, "/api/v1/namespaces/default/pods", wanted))
-        with _theirs(plane), _ours(plane):
+        with _theirs(plane), _ours(plane, user=SERVICE_ACCOUNT):
             seen = asyncio.run(_bindings(plane, "default", pods, quiet_s=30.0))
     return len(seen.bound) / max(seen.last_s, 1e-9), seen
 

@@ -53,6 +53,7 @@ class KubernetesExecutor:
         launching: makes pods of jobs that bring none.
         clock: for the instants of observations.
         synced: whether the picture is whole.
+        at_once: gangs that are bound at once; the others wait for their turn.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class KubernetesExecutor:
         clock: Clock,
         *,
         synced: Callable[[], bool],
+        at_once: int = 64,
     ) -> None:
         self._cluster = cluster
         self._binder = binder
@@ -77,6 +79,7 @@ class KubernetesExecutor:
         self._whole: dict[AttemptId, int] = {}
         self._given_up: dict[AttemptId, str] = {}
         self._unsettled: set[AttemptId] = set()
+        self._turns = asyncio.Semaphore(at_once)
         self._closed = False
 
     def resume(self, attempt_id: AttemptId, members: Iterable[str], *, whole: bool) -> None:
@@ -151,12 +154,13 @@ class KubernetesExecutor:
         self._cluster.expect(attempt_id, (task.member for task in order.tasks))
         # First this, then the look at what was stopped: `stop` looks the other way round.
         self._unsettled.add(attempt_id)
-        if attempt_id in self._stopped:
-            result = await self._binder.undo_gang(bindings)
-        elif any(self._is_left_to_kube_scheduler(task) for task in order.tasks):
-            result = await self._pinner.pin_gang(bindings)
-        else:
-            result = await self._binder.bind_gang(bindings)
+        async with self._turns:  # whoever is told to stop while it waits here is never bound
+            if attempt_id in self._stopped:
+                result = await self._binder.undo_gang(bindings)
+            elif any(self._is_left_to_kube_scheduler(task) for task in order.tasks):
+                result = await self._pinner.pin_gang(bindings)
+            else:
+                result = await self._binder.bind_gang(bindings)
         receipt = self._launched(order, result)
         if receipt.outcome is not Outcome.UNKNOWN:
             self._unsettled.discard(attempt_id)

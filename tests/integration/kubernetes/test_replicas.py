@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import httpx
 import pytest
 from support.kubernetes import objects
-from support.kubernetes.deployment import Deployment, daemon_on, deployed
+from support.kubernetes.deployment import PATIENCE_S, Deployment, daemon_on, deployed
 from support.kubernetes.fake_server import ADMIN, RunningFake, running_fake
 from support.kubernetes.ground import Ground
-from support.kubernetes.replicas import frozen, ready, replicas
+from support.kubernetes.replicas import LEASE_TTL_S, frozen, ready, replicas
 from support.kubernetes.resources import LEASES, POLICIES
+
+from scheduler.settings import StoreSettings
+from scheduler.store.onlooker import Onlooker
 
 pytestmark = pytest.mark.postgres
 
@@ -105,6 +109,33 @@ def test_a_leader_that_was_paused_before_it_binds_has_no_effect(
         assert "Traceback" not in told
         assert [job["state"] for job in second.jobs()] == ["LAUNCHING"] * 2
         assert second.daemon.stop() == 0
+
+
+def test_the_lease_is_kept_for_as_long_as_the_cluster_is_read(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    store = StoreSettings(data_dir=tmp_path, database_url=postgres_url)
+    with running_fake() as running, Onlooker(store) as onlooker:
+        for verb in ("list", "watch"):
+            running.do(lambda fake, verb=verb: fake.deny(ADMIN, verb, "pods"))  # type: ignore[misc]
+        daemon = daemon_on(_fake(running), tmp_path, STORE__LEASE_TTL_S=str(LEASE_TTL_S))
+        daemon.database = postgres_url
+        daemon.start()
+        first = None
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while first is None or time.monotonic() < first + 2 * LEASE_TTL_S:
+                lead = onlooker.look()
+                assert lead is not None or first is None, "the lease has ended"
+                assert time.monotonic() < deadline, daemon.log_tail()
+                if lead is not None and first is None:
+                    first = time.monotonic()
+                time.sleep(0.05)
+            assert ready(daemon)["role"] == "standby"
+            assert daemon.stop() == 0
+            assert onlooker.look() is None
+        finally:
+            daemon.kill()
 
 
 def test_a_database_that_is_behind_leads_above_what_the_cluster_knows(

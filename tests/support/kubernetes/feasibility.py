@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,8 +53,11 @@ from scheduler.model.quantity import (
 from scheduler.model.snapshot import LiveAttempt, Snapshot, SnapshotDelta
 
 _RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", namespaced=False)
-_TRIES = 3
-"""Its picture of the cluster lags behind the server's: a difference counts when it stays."""
+_LAG_S = 10.0
+"""Its picture of the cluster lags behind the server's: only a difference that stays so long counts."""
+_AGAIN_S = 0.2
+_DIFFERENCES_MAX = 5
+"""So many are enough to look at."""
 _NOW = UtcSeconds(1_800_000_000.0)
 _REASON = re.compile(r"(\d+) (?:node\(s\) )?(.+?)(?=, \d|\.(?: |$))")
 
@@ -269,7 +273,7 @@ async def compare(
             reply = await client.post(_RUNTIME_CLASSES.path(), document)
             assert reply.status in (HTTPStatus.CREATED, HTTPStatus.CONFLICT), reply.body
         site = _Site(client, namespace)
-        while done.judged < pods:
+        while done.judged < pods and len(done.differences) < _DIFFERENCES_MAX:
             population = scenarios.population()
             await site.fill(population)
             nodes, placed = await site.items(NODES.path()), await site.items("/api/v1/pods")
@@ -297,14 +301,14 @@ class _Court:
         None when the API server does not take the pod.
         """
         by_name = {node["metadata"]["name"]: node for node in self.nodes}
-        tries = 0
+        deadline = time.monotonic() + _LAG_S
         while (raw := await self.site.create(pod)) is not None:
             theirs = await self.judge.judged(raw)
             ours = await self.picture.ours(raw)
             found = Verdict(raw, theirs, ours, by_name, self.placed)
-            tries += 1
-            if found.agreed or tries == _TRIES:
+            if found.agreed or time.monotonic() > deadline:
                 return found
+            await asyncio.sleep(_AGAIN_S)
         return None
 
 

@@ -14,7 +14,7 @@ from support.daemon import DaemonProcess
 from support.kubernetes.deployment import PATIENCE_S, Deployment, daemon_on, deployed
 from support.kubernetes.ground import Ground
 
-LEASE_TTL_S = 1.5
+LEASE_TTL_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)

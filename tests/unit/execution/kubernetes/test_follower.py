@@ -209,6 +209,20 @@ def test_a_node_made_anew_under_its_name_is_another_one() -> None:
     played(story)
 
 
+def test_a_waiting_gang_is_formed_anew_on_demand_and_a_placed_one_is_left() -> None:
+    async def story(stage: Stage) -> None:
+        stage.see("a0", "a1", "b0", "b1")
+        await stage.follower.begin()
+        placed = stage.store.jobs["uid-b0+uid-b1"]
+        stage.store.jobs["uid-b0+uid-b1"] = replace(placed, waiting=False)
+        with stage.running():
+            stage.follower.reform(stage.cluster.waiting())
+            await stage.until(lambda: stage.store.withdrawn == ["uid-a0+uid-a1"])
+            await stage.until(lambda: len(stage.store.jobs) == 2)
+
+    played(story)
+
+
 ANEW = ["second", "uid-a1"]
 
 

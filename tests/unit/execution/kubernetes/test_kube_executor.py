@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 from support.clock import ManualClock
 from support.kubernetes.fake_server import ADMIN, FakeApiServer
 from support.kubernetes.faults import Fault
-from support.kubernetes.objects import pod
+from support.kubernetes.objects import binding, pod
 from support.kubernetes.resources import PODS
 
 from scheduler.errors import FencedError, UnreachableError
@@ -58,6 +59,7 @@ class Stage:
             Launching(server, self.cluster, evictor, namespace="haversack-jobs", image=""),
             ManualClock(),
             synced=lambda: self.synced,
+            at_once=1,
         )
         self.shown: set[str] = set()
 
@@ -379,6 +381,27 @@ def test_who_gives_up_waiting_leaves_a_binding_that_the_next_one_finds() -> None
     played(story)
 
 
+def test_who_is_stopped_while_it_waits_for_its_turn_is_never_bound() -> None:
+    async def story(stage: Stage) -> None:
+        first, second = (order([member]) for member in stage.gang(2))
+        second = replace(second, attempt_id=AttemptId("a2"))
+        stage.fake.faults.delay_s = 0.5
+        stage.fake.faults.once(Fault.DELAY_AFTER, what="pods/binding")
+        launches = [asyncio.create_task(stage.executor.launch(each)) for each in (first, second)]
+        async with asyncio.timeout(10):
+            while not stage.bound():  # noqa: ASYNC110 - the fake tells nobody
+                await asyncio.sleep(0.01)
+        stop = StopOrder(second.attempt_id, 1, EndCause.CANCELLED, 5.0)
+        assert (await stage.executor.stop(stop)).outcome is Outcome.UNKNOWN
+        receipts = await asyncio.gather(*launches)
+        assert [receipt.outcome for receipt in receipts] == [Outcome.DONE, Outcome.REFUSED]
+        assert (await stage.executor.stop(stop)).outcome is Outcome.DONE
+        assert stage.bound() == ["g0"]
+        assert len(stage.fake.objects(PODS)) == 2
+
+    played(story)
+
+
 def test_a_closed_executor_begins_nothing_more() -> None:
     async def story(stage: Stage) -> None:
         members = stage.gang(1)
@@ -388,5 +411,73 @@ def test_a_closed_executor_begins_nothing_more() -> None:
         with pytest.raises(UnreachableError, match="shutting down"):
             await stage.stop()
         assert stage.bound() == []
+
+    played(story)
+
+
+def gated(stage: Stage, size: int) -> list[str]:
+    """A gang that is left to kube-scheduler."""
+    gates = ["haversack.dev/placement"]
+    for place in range(size):
+        stage.fake.create(pod(f"g{place}", scheduler="default-scheduler", gates=gates))
+    stage.show()
+    return [str(each.ref) for each in stage.cluster.waiting()]
+
+
+async def bound_by_kube_scheduler(stage: Stage, name: str, node: str) -> None:
+    # The test has the daemon's own account, whose bindings must show the epoch.
+    body = binding(name, node, annotations={"haversack.dev/epoch": "1"})
+    await stage.server.post(f"/api/v1/namespaces/default/pods/{name}/binding", body)
+
+
+def test_a_gated_gang_is_pinned_and_starts_once_kube_scheduler_has_bound_it() -> None:
+    async def story(stage: Stage) -> None:
+        members = gated(stage, 2)
+        receipt = await stage.launch(members)
+        told = "path gate-and-pin: kube-scheduler judges it too"
+        assert receipt == Receipt(Outcome.DONE, told)
+        assert await stage.phase() is Phase.STARTING
+        stage.show()
+        assert await stage.phase() is Phase.STARTING
+        assert (stage.bound(), stage.cluster.waiting()) == ([], ())
+        for place in range(2):
+            await bound_by_kube_scheduler(stage, f"g{place}", f"n{place}")
+            await stage.status(f"g{place}", "Running")
+        stage.show()
+        assert await stage.phase() is Phase.RUNNING
+
+    played(story)
+
+
+def test_pins_of_a_launch_that_was_not_finished_go_with_a_stop() -> None:
+    async def story(stage: Stage) -> None:
+        members = gated(stage, 2)
+        stage.executor.resume(A1, members, whole=False)
+        stage.fake.faults.once(Fault.CUT_BEFORE, verb="patch", what="pods", skip=1, times=100)
+        assert (await stage.launch(members)).outcome is Outcome.UNKNOWN
+        stage.fake.faults.stop()
+        stage.show()
+        assert await stage.phase() is Phase.UNCLAIMED
+        assert (await stage.stop()).outcome is Outcome.UNKNOWN
+        stage.show()
+        assert (await stage.launch(members)).outcome is Outcome.REFUSED
+        assert (await stage.stop()).outcome is Outcome.DONE
+        stage.show()
+        # One was pinned, which nothing can undo; the other waits as before.
+        assert [each.ref.name for each in stage.cluster.waiting()] == ["g1"]
+        assert await stage.phase() is Phase.ABSENT
+
+    played(story)
+
+
+def test_an_attempt_that_was_given_up_says_why() -> None:
+    async def story(stage: Stage) -> None:
+        await stage.launch(gated(stage, 1))
+        stage.show()
+        stage.executor.give_up(A1, "kube-scheduler does not bind it")
+        await stage.delete("g0")
+        stage.show()
+        seen = await stage.seen()
+        assert (seen.phase, seen.message) == (Phase.VANISHED, "kube-scheduler does not bind it")
 
     played(story)

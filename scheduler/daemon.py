@@ -57,6 +57,7 @@ def _take_lead(
         require_same_host(tx, holder)
     return acquire(tx, holder, ttl_s, now, above=above)
 
+
 _GARBAGE_THRESHOLDS = (10_000, 20, 100)
 """A cluster is a million values that live long and form no cycles: by its defaults the collector
 would go over them again and again while they are read, a fifth of the time of a start."""

@@ -54,8 +54,8 @@ def decide(
         memory: what the decision before left, to start the solver warm; changed.
 
     Yields:
-        for a profile whose admission goes down the line, or where higher priorities take the places
-        of lower ones, its one plan. Else the greedy plan, then
+        for a profile whose admission goes down the line its one plan; two where higher priorities
+        take the places of lower ones: without stopping any, and with it. Else the greedy plan, then
         the plans of `optimise.improve`, until the proven gap is at most `effort.gap_target` or the
         effort is spent. Equal arguments give equal plans.
 
@@ -63,7 +63,7 @@ def decide(
         AssertionError: the first plan fails verification, which is a bug here.
     """
     if profile.preemption is Preemption.OUTRANK:
-        yield _outranking(_desk(snapshot, profile, effort, now, seed))
+        yield from _outranking(_desk(snapshot, profile, effort, now, seed))
         return
     if profile.admission is not Admission.KNAPSACK:
         plan, ordered = decide_in_line(snapshot, profile, effort, now, seed)
@@ -205,17 +205,26 @@ def _with_victims(desk: _Desk) -> _Desk:
     return replace(desk, task=task)
 
 
-def _outranking(desk: _Desk) -> Plan:
+def _outranking(desk: _Desk) -> Iterator[Plan]:
     """Strictly down the line: each gang takes what is free, else the place of who is outranked.
 
     What those leave who were told to end counts as free, and is held for whoever it was cleared
     for: what comes free bit by bit would else go to smaller gangs, only to be cleared again. Values
     have no say, or a crowd of old jobs could take that place again and again.
 
+    Yields:
+        the plan that stops nobody, then the one that does, if anybody can be stopped.
+
     Raises:
-        AssertionError: the plan fails verification, which is a bug here.
+        AssertionError: a plan fails verification, which is a bug here.
     """
+    yield _down_the_line(desk)
     desk = _with_victims(desk)
+    if desk.task.victims:
+        yield _down_the_line(desk)
+
+
+def _down_the_line(desk: _Desk) -> Plan:
     packed = swap(desk.task, desk.now, desk.room() if desk.task.leaving else None)
     value = value_of(desk.task, packed)
     bound = max(value, swap_bound(desk.task))

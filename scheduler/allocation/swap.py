@@ -11,10 +11,12 @@ together for a gang that needs them in one place.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 
@@ -83,15 +85,17 @@ def swap(task: Task, now: UtcSeconds, at_once: Room | None = None) -> Packed:
         likes = gang.shape, gang.job.evicts, gang.job.priority if task.outrank else 0
         if loads is None and likes not in hopeless:
             before = room.mark()
-            loads, leaving = _best_cleared(room, task, gang, _for(task, gang, offers), known, now)
+            loads, leaving = _best_cleared(room, task, gang, _for(gang, offers), known, now)
             if loads is None or len(gone) + len(leaving) > most:
                 room.undo(before)
                 hopeless.add(likes)
                 continue
             gone |= leaving
             known.changed(row for number in leaving for row in task.victims[number].rows)
-            for row in offers:
+            rows = {row for number in leaving for row in task.victims[number].rows}
+            for row in rows & offers.keys():
                 offers[row] = [offer for offer in offers[row] if offer.victim not in leaving]
+            known.changed(rows)
         if loads is not None:
             packing[index] = loads
             known.changed(load.row for load in loads)
@@ -121,12 +125,12 @@ def _best_cleared(
     Who is outranked costs next to nothing, so that there is nothing to save by moving.
     """
     if task.outrank:
-        clearing = _cheapest(room, gang, known.rows(room, task, gang, offers))
+        clearing = _cheapest(room, gang, _Rows(room, task, gang, offers, known))
         return (None, {}) if clearing is None else _cleared(room, task, gang, clearing, now)
     if not offers:
         return None, {}
     for each in (offers, _if_moved(room, task, offers, now)):
-        clearing = _cheapest(room, gang, _Rows(room, gang, each))
+        clearing = _cheapest(room, gang, _Rows(room, task, gang, each))
         if clearing is not None:
             loads, leaving = _cleared(room, task, gang, clearing, now)
             if loads is not None:
@@ -134,64 +138,52 @@ def _best_cleared(
     return None, {}
 
 
-def _for(task: Task, gang: Gang, offers: dict[int, list[_Offer]]) -> dict[int, list[_Offer]]:
+def _for(gang: Gang, offers: dict[int, list[_Offer]]) -> dict[int, list[_Offer]]:
     """Those offers that this gang may take; by priority they are told apart row by row."""
     return offers if gang.job.evicts else {}
 
 
-_Found = tuple[float, frozenset[int]] | None
-"""Victims whose places hold so many workers, and their cost; None if there are none."""
+_Found = tuple[float, frozenset[int]]
+"""The cost of victims whose places hold so many workers, and who they are."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """What it takes to clear rows for one gang."""
+    """What it takes to clear rows for one gang.
 
-    def __init__(
-        self, room: Room, gang: Gang, offers: Mapping[int, Sequence[_Offer]]
-    ) -> None:
-        self._room = room
-        self._gang = gang
-        self._offers = offers
+    Attributes:
+        known: what is known of them already, where victims cost the same for all gangs alike.
+    """
 
-    def usable(self) -> list[int]:
-        """Rows with offers that the gang may sit on."""
-        eligible = self._room.eligible(self._gang.worker)
-        return [row for row in self._offers if eligible[row]]
+    room: Room
+    task: Task
+    gang: Gang
+    offers: Mapping[int, Sequence[_Offer]]
+    known: _Known | None = None
 
-    def chosen(self, row: int, workers: int) -> _Found:
-        """The victims to take on a row for so many workers."""
-        return _chosen(self._room, self._gang, row, workers, self._offers[row])
+    def clearable(self, workers: int) -> Mapping[int, _Found]:
+        """Rows that can be cleared for so many workers, and at whose cost."""
+        if self.known is None:
+            return self._look(self.offers, workers)
+        key = self.gang.shape, self.gang.job.priority, workers
+        return self.known.refreshed(key, self.offers, lambda rows: self._look(rows, workers))
 
+    def _look(self, rows: Iterable[int], workers: int) -> dict[int, _Found]:
+        gpus = self.room.table.gpu_open.sum(axis=1) * WHOLE_GPU_MILLI
+        large = gpus >= self.gang.worker.milli * workers
+        usable = self.room.eligible(self.gang.worker) & large
+        return {
+            row: found
+            for row in rows
+            if usable[row] and (found := self._chosen(row, workers)) is not None
+        }
 
-class _KnownRows(_Rows):
-    """The same for gangs alike that only outranked victims yield to, as far as it is known."""
-
-    def __init__(
-        self,
-        room: Room,
-        task: Task,
-        gang: Gang,
-        offers: Mapping[int, Sequence[_Offer]],
-        kept: dict[tuple[int, int], _Found],
-    ) -> None:
-        super().__init__(room, gang, offers)
-        self._task = task
-        self._kept = kept
-
-    def chosen(self, row: int, workers: int) -> _Found:
-        """The victims to take on a row for so many workers, told again until the row changes."""
-        key = (row, workers)
-        if key not in self._kept:
-            victims = self._task.victims
-            below = [
-                each
-                for each in self._offers[row]
-                if self._task.may_stop(self._gang, victims[each.victim])
-            ]
-            self._kept[key] = (
-                _chosen(self._room, self._gang, row, workers, below) if below else None
-            )
-        return self._kept[key]
+    def _chosen(self, row: int, workers: int) -> _Found | None:
+        offers = self.offers.get(row, ())
+        if self.task.outrank:
+            victims = self.task.victims
+            offers = [o for o in offers if self.task.may_stop(self.gang, victims[o.victim])]
+        return _chosen(self.room, self.gang, row, workers, offers)
 
 
 @dataclass(slots=True, eq=False)
@@ -202,26 +194,36 @@ class _Known:
     stopped for would look at all of them anew.
     """
 
-    _found: dict[tuple[JobShape, int], dict[tuple[int, int], _Found]] = field(default_factory=dict)
-
-    def rows(
-        self, room: Room, task: Task, gang: Gang, offers: Mapping[int, Sequence[_Offer]]
-    ) -> _Rows:
-        """What is known of rows for gangs like this one."""
-        kept = self._found.setdefault((gang.shape, gang.job.priority), {})
-        return _KnownRows(room, task, gang, offers, kept)
+    _clearable: dict[tuple[JobShape, int, int], dict[int, _Found]] = field(default_factory=dict)
+    _changed: dict[tuple[JobShape, int, int], set[int]] = field(default_factory=dict)
 
     def changed(self, rows: Iterable[int]) -> None:
         """These rows hold more or less than before."""
-        gone = tuple(rows)
-        for (shape, _), kept in self._found.items():
-            for row in gone:
-                kept.pop((row, 1), None)
-                kept.pop((row, shape.tasks), None)
+        several = tuple(rows)
+        for changed in self._changed.values():
+            changed.update(several)
+
+    def refreshed(
+        self,
+        key: tuple[JobShape, int, int],
+        every: Iterable[int],
+        look: Callable[[Iterable[int]], dict[int, _Found]],
+    ) -> Mapping[int, _Found]:
+        """What is known under a key, with rows that changed looked at again."""
+        kept = self._clearable.get(key)
+        if kept is None:
+            kept = self._clearable[key] = look(every)
+        else:
+            again = self._changed[key]
+            for row in again:
+                kept.pop(row, None)
+            kept.update(look(sorted(again)))
+        self._changed[key] = set()
+        return kept
 
 
 def _if_moved(
-    room: Room, task: Task, offers: dict[int, list[_Offer]], now: UtcSeconds
+    room: Room, task: Task, offers: Mapping[int, Sequence[_Offer]], now: UtcSeconds
 ) -> dict[int, list[_Offer]]:
     """The offers at the cost of moving, for those that would fit on another row as it is."""
     found = {}
@@ -295,25 +297,19 @@ def _offers(room: Room, task: Task) -> dict[int, list[_Offer]]:
     return found
 
 
-def _cheapest(room: Room, gang: Gang, offers: dict[int, list[_Offer]]) -> _Clearing | None:
+def _cheapest(room: Room, gang: Gang, rows: _Rows) -> _Clearing | None:
     """The cheapest way to make room: one row for all workers, else one row for each."""
-    usable = room.eligible(gang.worker)
-    offers = {row: here for row, here in offers.items() if usable[row]}
-    together = [(row, _chosen(room, gang, row, gang.workers, here)) for row, here in offers.items()]
-    one = min(
-        ((cost, row, victims) for row, found in together if found for cost, victims in [found]),
-        default=None,
-        key=lambda entry: entry[:2],
-    )
-    if one is not None:
-        return _Clearing((one[1],), one[2], one[0])
+    together = rows.clearable(gang.workers)
+    if together:
+        row, (cost, victims) = min(together.items(), key=lambda entry: (entry[1][0], entry[0]))
+        return _Clearing((row,), victims, cost)
     if gang.workers == 1 or gang.shape.topology.one_node:
         return None
-    singly = [(row, _chosen(room, gang, row, 1, here)) for row, here in offers.items()]
     fits = room.fits(gang.worker)
-    free = [(0.0, int(row), frozenset[int]()) for row in np.flatnonzero(fits)]
-    cleared = [(found[0], row, found[1]) for row, found in singly if found and not fits[row]]
-    best = sorted((*free, *cleared), key=lambda entry: entry[:2])[: gang.workers]
+    free = ((0.0, int(row), frozenset[int]()) for row in np.flatnonzero(fits))
+    singly = rows.clearable(1).items()
+    cleared = ((cost, row, victims) for row, (cost, victims) in singly if not fits[row])
+    best = heapq.nsmallest(gang.workers, chain(free, cleared), key=lambda entry: entry[:2])
     if len(best) < gang.workers:
         return None
     victims = frozenset[int]().union(*(entry[2] for entry in best))

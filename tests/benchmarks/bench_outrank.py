@@ -2,7 +2,7 @@
 
 Every GPU is held by jobs of priorities 0 to 9, of 1 to 8 GPUs; 200 gangs of priority 100 wait, of
 1 to 32 GPUs, behind them 1,000 of priority 5. Prints processor time of the whole decision, from
-snapshot to verified plan. Exits 1 if a decision takes longer than the daemon's hard limit, if
+snapshot to verified plan. Exits 1 if the first plan takes longer than the daemon's hard limit, if
 somebody is stopped who is not outranked, or if much more is stopped than those who profit need.
 """
 
@@ -37,12 +37,15 @@ class Measured:
     """One decision.
 
     Attributes:
+        first: seconds to the plan that stops nobody.
+        seconds: to the one that does.
         cleared: GPUs of those who are stopped.
         needed: GPUs of those who take their places.
         wrong: victims that are not outranked by who profits.
     """
 
     nodes: int
+    first: float
     seconds: float
     stopped: int
     cleared: int
@@ -74,12 +77,16 @@ def full(count: int) -> Snapshot:
 def measure(count: int) -> Measured:
     snapshot = full(count)
     started = time.process_time()
-    (plan,) = decide(snapshot, profile_named("priority-preempt"), EFFORT, NOW, 0)
+    plans = decide(snapshot, profile_named("priority-preempt"), EFFORT, NOW, 0)
+    next(plans)
+    first = time.process_time() - started
+    (plan,) = plans
     seconds = time.process_time() - started
     victims = [(snapshot.live[each.attempt_id], each) for each in plan.evictions]
     waiting = snapshot.waiting
     return Measured(
         count,
+        first,
         seconds,
         len(victims),
         sum(len(task.gpu_ids) for victim, _ in victims for task in victim.tasks),
@@ -88,19 +95,23 @@ def measure(count: int) -> Measured:
     )
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - a report to whoever runs it
+
+
 def main() -> int:
     """Measure all sizes; 1 if a threshold is missed."""
-    print("| nodes | CPU s | jobs stopped | GPUs cleared | GPUs needed | not outranked |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    _say("| nodes | first plan, s | CPU s | jobs stopped | GPUs cleared | needed | not outranked |")
+    _say("| --- | --- | --- | --- | --- | --- | --- |")
     failed = False
     for count in NODES:
         found = measure(count)
-        print(
-            f"| {found.nodes:,} | {found.seconds:.2f} | {found.stopped} | {found.cleared} |"
-            f" {found.needed} | {found.wrong} |"
+        _say(
+            f"| {found.nodes:,} | {found.first:.2f} | {found.seconds:.2f} | {found.stopped} |"
+            f" {found.cleared} | {found.needed} | {found.wrong} |"
         )
         wasteful = found.cleared > WASTE_MAX * found.needed
-        failed |= found.seconds > HARD_LIMIT_S or found.wrong > 0 or wasteful
+        failed |= found.first > HARD_LIMIT_S or found.wrong > 0 or wasteful
     return int(failed)
 
 

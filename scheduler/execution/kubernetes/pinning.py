@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from scheduler import failpoints
 from scheduler.errors import FencedError, HaversackError, OverloadedError, UnreachableError
@@ -71,21 +72,27 @@ class Pinner:
         as one member is lost those that were pinned are deleted, unless they run already. WHOLE
         means that all are released; whether kube-scheduler binds them, it says itself.
 
-        Cost: three requests a pod.
+        Cost: three requests a pod; two for a pod alone, which is pinned and released in one write.
         """
-        pinned = await self._binder.together(bindings, self.pin)
-        if pinned.outcome is not GangOutcome.WHOLE:
-            return pinned
-        released = await self._binder.together(bindings, self.release)
-        for member in released.members:
-            if member.outcome is BindOutcome.BOUND:
-                binding = member.binding
-                self._told(binding.pod, binding.node, binding.annotations[PATH])
-        return released
+        alone = len(bindings) == 1
+        result = await self._binder.together(bindings, self.place if alone else self.pin)
+        done = alone and result.members[0].outcome is BindOutcome.BOUND
+        if result.outcome is GangOutcome.WHOLE and not done:
+            result = await self._binder.together(bindings, self.release)
+        if result.outcome is GangOutcome.WHOLE:
+            for member in result.members:
+                if member.outcome is BindOutcome.BOUND:
+                    binding = member.binding
+                    self._told(binding.pod, binding.node, binding.annotations[PATH])
+        return result
 
     async def pin(self, binding: Binding) -> BindResult:
         """Write node and marks onto a pod that stays gated, or find that they are there."""
-        return await self._binder.persist(binding, self._try_pin)
+        return await self._binder.persist(binding, partial(self._try_pin, release=False))
+
+    async def place(self, binding: Binding) -> BindResult:
+        """The same, and take our gate away in the same write."""
+        return await self._binder.persist(binding, partial(self._try_pin, release=True))
 
     async def release(self, binding: Binding) -> BindResult:
         """Take our gate from a pod that is pinned, or find that it is gone."""
@@ -123,7 +130,7 @@ class Pinner:
         done = await self._evictor.delete(pod.ref, version=version)
         return done.outcome in (EvictOutcome.GOING, EvictOutcome.GONE)
 
-    async def _try_pin(self, binding: Binding) -> BindResult:
+    async def _try_pin(self, binding: Binding, *, release: bool) -> BindResult:
         try:
             raw = await self._binder.read(binding.pod)
         except HaversackError as error:
@@ -133,7 +140,10 @@ class Pinner:
             return found
         assert raw is not None, "else it was found gone"
         failpoints.hit("pin-before-send")
-        result = await self._send(binding, pin_patch(raw, binding), MERGE_PATCH)
+        patch = pin_patch(raw, binding)
+        if release:  # no other gate holds it, as was looked at
+            patch["spec"]["schedulingGates"] = None
+        result = await self._send(binding, patch, MERGE_PATCH)
         failpoints.hit("pin-after-send")
         return result
 

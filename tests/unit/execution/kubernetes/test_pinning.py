@@ -137,6 +137,22 @@ def test_a_gang_is_pinned_and_released_with_its_marks_and_told() -> None:
     played(story)
 
 
+def test_a_pod_alone_is_pinned_and_released_in_one_write() -> None:
+    async def story(ground: Ground) -> None:
+        ref = ground.pod("p")
+        assert (await ground.pinner.pin_gang([to(ref)])).outcome is GangOutcome.WHOLE
+        assert (ground.gated(), ground.writes(), len(ground.told)) == ([], 1, 1)
+        assert (await ground.pinner.pin_gang([to(ref)])).outcome is GangOutcome.WHOLE
+        assert len(ground.told) == 1
+        other = ground.pod("q")
+        await ground.pinner.pin(to(other))
+        assert ground.gated() == ["q"]
+        assert (await ground.pinner.pin_gang([to(other)])).outcome is GangOutcome.WHOLE
+        assert ground.gated() == []
+
+    played(story)
+
+
 def test_every_alternative_gets_the_pin_and_keeps_what_it_said() -> None:
     expression = {"key": "disk", "operator": "In", "values": ["fast"]}
     elsewhere = {"key": "metadata.name", "operator": "NotIn", "values": ["n9"]}

@@ -32,7 +32,10 @@ def test_a_realistic_pod() -> None:
     )
     assert found.owner.group == "batch"
     assert found.label("batch.kubernetes.io/job-completion-index") == "3"
-    assert found.label("app.kubernetes.io/name") == "", "of a bound pod only what we read is kept"
+    assert found.label("app.kubernetes.io/name") == "llama-pretrain", "budgets select ours by any"
+    theirs = kube_objects.training_pod(3)
+    theirs["spec"]["schedulerName"] = "default-scheduler"
+    assert not pod_of(theirs).label("app.kubernetes.io/name"), "of others only what we read"
     assert found.created_at == 1_793_527_200.0
     assert found.grace_s == 120
     assert found.takes_room

@@ -91,7 +91,6 @@ def swap(task: Task, now: UtcSeconds, at_once: Room | None = None) -> Packed:
                 hopeless.add(likes)
                 continue
             gone |= leaving
-            known.changed(row for number in leaving for row in task.victims[number].rows)
             rows = {row for number in leaving for row in task.victims[number].rows}
             for row in rows & offers.keys():
                 offers[row] = [offer for offer in offers[row] if offer.victim not in leaving]

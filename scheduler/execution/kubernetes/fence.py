@@ -114,20 +114,21 @@ def _policy(name: str, user: str, rule: Document, *conditions: Document) -> Docu
 
 
 def policy_binding_manifest(namespace: str = DEFAULT_NAMESPACE) -> Document:
-    """Puts the policy into force, with our Lease as its parameter; no Lease, no bindings."""
-    return _policy_binding(policy_name(namespace), namespace, without="Deny")
+    """Puts the policy into force, with our Lease as its parameter.
+
+    Without the Lease bindings pass. An API server that misses a parameter does not ask whom the
+    policy concerns: it would refuse everybody's bindings, so that whoever deletes our namespace
+    would stop the whole cluster. A leader that could be stale has published its Lease before.
+    """
+    return _policy_binding(policy_name(namespace), namespace)
 
 
 def pins_binding_manifest(namespace: str = DEFAULT_NAMESPACE) -> Document:
-    """The same for pins. Without the Lease they pass.
-
-    An API server that misses the Lease does not ask whom a policy concerns, and would refuse
-    everybody's changes of pods. A leader that could be stale has published its Lease before.
-    """
-    return _policy_binding(pins_name(namespace), namespace, without="Allow")
+    """The same for pins."""
+    return _policy_binding(pins_name(namespace), namespace)
 
 
-def _policy_binding(name: str, namespace: str, *, without: str) -> Document:
+def _policy_binding(name: str, namespace: str) -> Document:
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicyBinding",
@@ -138,7 +139,7 @@ def _policy_binding(name: str, namespace: str, *, without: str) -> Document:
             "paramRef": {
                 "name": LEASE,
                 "namespace": namespace,
-                "parameterNotFoundAction": without,
+                "parameterNotFoundAction": "Allow",
             },
         },
     }
@@ -254,7 +255,7 @@ class Fence:
         return max(store_epoch, await self.read_epoch()) + 1
 
     def refused(self, error: RejectedError) -> bool:
-        """Whether our policies refused it, for a stale epoch or because the Lease is gone."""
+        """Whether our policies refused it."""
         names = (policy_name(self._namespace), pins_name(self._namespace))
         ours = any(f"'{name}'" in error.message for name in names)
         return ours and (error.invalid or error.forbidden)

@@ -35,9 +35,7 @@ def _keep_leases_in_sight(plane: ControlPlane) -> None:
     A 1.36 API server that has had none for a second sees no change of a Lease ever after: fences
     made later would go by what the Lease said once.
     """
-    binding = policy_binding_manifest("anchor")
-    binding["spec"]["paramRef"]["parameterNotFoundAction"] = "Allow"
-    for document in (policy_manifest("nobody", "anchor"), binding):
+    for document in (policy_manifest("nobody", "anchor"), policy_binding_manifest("anchor")):
         apply(plane, document)
 
 

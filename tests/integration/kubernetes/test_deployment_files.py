@@ -19,10 +19,11 @@ from support.kubernetes.applying import (
     remove,
     rendered,
 )
-from support.kubernetes.deployment import Deployment
+from support.kubernetes.deployment import Deployment, deployed
 from support.kubernetes.ground import Ground
 from support.kubernetes.kubelet import running_kubelet
 from support.kubernetes.real_server import SERVICE_ACCOUNT, ControlPlane
+from support.kubernetes.resources import PRIORITY_CLASSES
 from support.tree import ROOT
 
 from scheduler.execution.kubernetes.fence import (
@@ -175,6 +176,43 @@ def test_with_the_component_for_jobs_one_runs_and_its_log_is_read(
             for document in reversed(parts):
                 if document["kind"] != "Namespace":
                     remove(applied, document)
+
+
+@pytest.mark.cluster
+def test_with_the_component_for_preemption_lower_priorities_yield(
+    applied: ControlPlane, tmp_path: Path
+) -> None:
+    parts = component(DEPLOY / "kubernetes" / "components" / "preemption")
+    for document in parts:
+        apply(applied, document)
+    daemon = DaemonProcess(
+        tmp_path / "data",
+        settings={
+            "KUBERNETES__KUBECONFIG": str(applied.kubeconfig(SERVICE_ACCOUNT)),
+            "QUEUE__POLICY": "priority-preempt",
+        },
+        arguments=("--executor", "kubernetes"),
+    )
+    ground = Ground(applied.access, applied.access_as, applied.compact, real=True)
+    deployment = deployed(ground, daemon)
+    deployment.node("a", gpus=1)
+    urgent = objects.priority_class(deployment.namespace, 9)
+    deployment.ask("POST", PRIORITY_CLASSES.path(), urgent).ok()
+    daemon.start()
+    try:
+        deployment.create([objects.pod("low", gpus=1)])
+        deployment.until(lambda: deployment.all_bound("low", 1), "it was not bound")
+        deployment.create([objects.pod("high", gpus=1, priorityClassName=deployment.namespace)])
+        deployment.until(
+            lambda: "deletionTimestamp" in deployment.pods()["low"]["metadata"], "it stayed"
+        )
+        deployment.delete("low")
+        deployment.until(lambda: deployment.all_bound("high", 1), "it did not take the place")
+    finally:
+        daemon.stop()
+        deployment.clear()
+        for document in reversed(parts):
+            remove(applied, document)
 
 
 def _told(deployment: Deployment, name: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from support.kubernetes.fake_server import ADMIN, FakeApiServer
 from support.kubernetes.faults import Fault
-from support.kubernetes.objects import pod
+from support.kubernetes.objects import binding, pod
 from support.kubernetes.resources import LEASES, PODS, POLICIES, POLICY_BINDINGS
 
 from scheduler.errors import FencedError
@@ -195,11 +195,14 @@ def test_an_installation_elsewhere_has_its_own_lease_and_policy() -> None:
     played(story)
 
 
-def test_without_a_lease_nobody_binds_but_everybody_may_change_pods() -> None:
+def test_without_a_lease_nobody_is_held_up() -> None:
     async def story(fake: FakeApiServer, server: ApiServer) -> None:
         await fence(server).ensure()
         gated = pod("p", gates=["haversack.dev/placement"], scheduler="default-scheduler")
         fake.create(gated)
+        fake.create(pod("free"))
+        here = binding("free", "n")
+        await server.post(PODS.path("default", "free", "binding"), here)
         label = {"metadata": {"labels": {"theirs": "yes"}}}
         await server.patch(PODS.path("default", "p"), label)
         await fence(server).publish(3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.allocation.gangs import Gang
-from scheduler.allocation.room import Loads
+from scheduler.allocation.room import Load, Loads
 from scheduler.allocation.topology import board_of, mean_pair_bandwidth
 from scheduler.allocation.worth import Packing, Worth
 from scheduler.model.columns import NodeTable
@@ -58,7 +58,7 @@ def placement_of(table: NodeTable, gang: Gang, loads: Loads, worth: Worth, stage
 def _in_rank_order(table: NodeTable, loads: Loads) -> Loads:
     """Neighbouring ranks on one node, else in one rack, else in one zone; then by node name.
 
-    A ring of collectives goes from rank to rank: so it leaves each rack once, and not at every step.
+    A ring of collectives goes from rank to rank: so it leaves each rack once, not at every step.
     """
     if len(loads) == 1:
         return loads

@@ -57,7 +57,7 @@ class NodeLogs:
         for transport in tuple(self._connections):
             if isinstance(transport, asyncio.WriteTransport):
                 transport.abort()
-        for _ in range(3):
+        for _turn in range(3):
             await asyncio.sleep(0)
 
     @property

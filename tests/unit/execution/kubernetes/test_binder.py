@@ -260,10 +260,6 @@ def test_a_lease_that_is_gone_deposes_nobody() -> None:
     async def story(ground: Ground) -> None:
         ref = ground.pod("p")
         await ground.server.delete(LEASES.path("haversack-system", LEASE))
-        result = await ground.binder.bind(to(ref))
-        assert result.outcome is BindOutcome.NOT_DONE
-        assert "no params found" in result.message
-        await ground.fence.publish(1)
         assert (await ground.binder.bind(to(ref))).outcome is BindOutcome.BOUND
 
     played(story)

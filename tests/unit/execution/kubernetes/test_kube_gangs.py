@@ -7,7 +7,7 @@ import pytest
 from support import kube_objects
 from support.kube_objects import Raw, api_object, owner
 
-from scheduler.execution.kubernetes.gangs import Gang, Gangs, enough_of, gangs_of, owner_keys
+from scheduler.execution.kubernetes.gangs import Gang, Gangs, gangs_of, owner_keys
 from scheduler.execution.kubernetes.levels import levels_of
 from scheduler.execution.kubernetes.owners import Owner, OwnerKey, owner_of
 from scheduler.execution.kubernetes.pods import Pod, pod_of
@@ -344,36 +344,6 @@ def test_what_was_found_before_stays_as_it_was() -> None:
     placed = native(1) + [pod for pod in native(4, node="node-0") if str(pod.ref) in taken]
     (gang,) = gangs_of(placed, owners(native_group(3)), taken=taken).complete
     assert names(gang.members) == ["n-0"]
-
-
-def test_a_gang_that_grew_before_it_had_a_place_is_formed_anew() -> None:
-    pods = [indexed(at) for at in range(4)]
-    taken = {str(member.ref) for member in pods[:2]}
-    grown = owners(job(completions=4, parallelism=4))
-    found = gangs_of(pods, grown, taken=taken)
-    assert reason(found) == "its gang is formed anew: 4 pods must start together now"
-    assert names(found.outgrown) == ["llama-0-x", "llama-1-x"]
-    assert len(one(gangs_of(pods, grown)).members) == 4
-
-
-def test_objects_that_have_enough_pods_are_told_as_what_they_say_must_not_be_old() -> None:
-    known = owners(job(completions=3, parallelism=3))
-    assert enough_of([indexed(at) for at in range(2)], known) == frozenset()
-    assert enough_of([indexed(at) for at in range(3)], known) == set(known)
-    in_order = owners(job_set(startupPolicy={"startupPolicyOrder": "InOrder"}))
-    assert enough_of(job_set_pods()[-1:], in_order) == set(in_order)
-
-
-def test_pods_that_succeeded_keep_their_place_where_one_object_made_them_all() -> None:
-    """Else what replaces the one that failed would wait for the others for ever."""
-    done = [indexed(at, node="n", status={"phase": "Succeeded"}) for at in range(2)]
-    failed = indexed(2, node="n", status={"phase": "Failed"}, metadata={"uid": "first"})
-    gang = one(group([*done, failed, indexed(2)], job(completions=3, parallelism=3)))
-    assert names(gang.members) == ["llama-2-x"]
-    assert gang.placed == 2
-    before = own_gang(2, 3, node="n", status={"phase": "Succeeded"})
-    again = own_gang(3, 3, metadata={"uid": "again"})[2:]
-    assert reason(group([*before, *again])) == "waiting for 1 of 3 pods"
 
 
 def test_members_that_differ_count_with_the_most_each_needs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -66,6 +67,8 @@ _ROUTERS: tuple[APIRouter, ...] = tuple(
 )
 
 
+_LOG_THREADS = 32
+"""Pieces of logs that are read at once."""
 _REFUSAL = {
     "description": "A refusal, as an RFC 9457 problem with a stable `code`.",
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
@@ -171,6 +174,7 @@ def create_app(
         ids=ids,
         settings=settings,
         log_reader=log_reader,
+        log_threads=ThreadPoolExecutor(_LOG_THREADS, "logs"),
         runtime=runtime,
         wake=wake,
         readiness=readiness,
@@ -197,6 +201,8 @@ def _without_parts(commits: Commits) -> Application:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         commits.close()
+        # Reads under way end by themselves, within seconds.
+        app.context.log_threads.shutdown(wait=False, cancel_futures=True)
 
     app = Application(
         title="Haversack",

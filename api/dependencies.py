@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -34,13 +35,19 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The daemon's parts as the API sees them; one per application."""
+    """The daemon's parts as the API sees them; one per application.
+
+    Attributes:
+        log_threads: where `log_reader` is called. It may wait for seconds, so these are threads
+            of its own: those of the event loop also look up names and renew credentials.
+    """
 
     database: Database
     clock: Clock
     ids: IdSource
     settings: Settings
     log_reader: LogReader
+    log_threads: ThreadPoolExecutor
     runtime: Runtime
     wake: Callable[[], None]
     readiness: Callable[[], Mapping[str, str]]

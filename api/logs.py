@@ -60,7 +60,9 @@ async def read_piece(
 ) -> LogOut | None:
     """One piece of a rank's log; None when that rank has no log (yet)."""
     try:
-        chunk = await asyncio.to_thread(parts.log_reader.read, attempt.id, rank, offset, limit)
+        chunk = await asyncio.get_running_loop().run_in_executor(
+            parts.log_threads, parts.log_reader.read, attempt.id, rank, offset, limit
+        )
     except LookupError:
         return None
     return log_out(chunk, attempt.number, final=chunk.end or not attempt.live)
@@ -68,7 +70,9 @@ async def read_piece(
 
 async def ranks_of(parts: Context, attempt_id: AttemptId) -> Sequence[int]:
     """Ranks that have a log."""
-    return await asyncio.to_thread(parts.log_reader.ranks, attempt_id)
+    return await asyncio.get_running_loop().run_in_executor(
+        parts.log_threads, parts.log_reader.ranks, attempt_id
+    )
 
 
 @dataclass(frozen=True, slots=True)

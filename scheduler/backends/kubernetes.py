@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ import structlog
 from scheduler.backends.backend import Surroundings
 from scheduler.backends.explaining import Explainer
 from scheduler.bootstrap import live_profile
-from scheduler.errors import ConfigurationError, FencedError
+from scheduler.errors import ConfigurationError, FencedError, HaversackError
 from scheduler.execution.kubernetes.access import Access, load_access
 from scheduler.execution.kubernetes.avoiding import Avoided
 from scheduler.execution.kubernetes.binder import Binder
@@ -23,7 +23,12 @@ from scheduler.execution.kubernetes.conditions import Conditions
 from scheduler.execution.kubernetes.events import Events
 from scheduler.execution.kubernetes.evict import Evictor
 from scheduler.execution.kubernetes.executor import KubernetesExecutor
-from scheduler.execution.kubernetes.fence import LEASE_SEEN_S, PROOF_LONGEST_S, Fence
+from scheduler.execution.kubernetes.fence import (
+    KEEP_EVERY_S,
+    LEASE_SEEN_S,
+    PROOF_LONGEST_S,
+    Fence,
+)
 from scheduler.execution.kubernetes.follower import Follower
 from scheduler.execution.kubernetes.gathering import ClusterGatherer
 from scheduler.execution.kubernetes.launching import Launching
@@ -41,8 +46,9 @@ from scheduler.execution.kubernetes.upkeep import Upkeep
 from scheduler.execution.kubernetes.verdicts import Verdicts
 from scheduler.model.lifecycle import JobState
 from scheduler.model.ports import Preemption
+from scheduler.model.quantity import AttemptId
 from scheduler.settings import KubernetesSettings
-from scheduler.store.execution import expected
+from scheduler.store.execution import expected, launched_members
 from scheduler.store.lease import require
 from scheduler.store.outside import SqlOutsideStore
 
@@ -100,6 +106,7 @@ class KubernetesBackend:
         self._settings = given.settings.kubernetes
         self._server = ApiServer(access, _limits(self._settings.binds_in_flight_max))
         self._unfenced = ""
+        self._fence: Fence | None = None
         self._role = RoleLabel(self._server, self._settings.namespace, self._settings.pod_name)
         self._stack = AsyncExitStack()
         self._readers: dict[str, Reader[KubeNode] | Reader[Pod] | Reader[Budget]] = {}
@@ -135,12 +142,12 @@ class KubernetesBackend:
         await self._stack.enter_async_context(self._server)
         holder = socket.gethostname()
         fence = Fence(self._server, holder=holder, namespace=self._settings.namespace)
-        fenced = await self._raise_fence(fence)
+        self._fence = fence if await self._raise_fence(fence) else None
         self._cluster = cluster = Cluster(
             told=self._news, job_namespace=self._settings.job_namespace
         )
         store = SqlOutsideStore(given.database, given.epoch, given.ids)
-        self._make_parts(cluster, store, holder, fence if fenced else None)
+        self._make_parts(cluster, store, holder, self._fence)
         await self._resume(store)
         self._read_all(cluster, store)
         await self._first_picture()
@@ -169,7 +176,12 @@ class KubernetesBackend:
         )
         self._explainer = Explainer(given.database, cluster, follower, self._teller)
         launching = Launching(
-            server, cluster, evictor, namespace=settings.job_namespace, image=settings.image
+            server,
+            cluster,
+            evictor,
+            namespace=settings.job_namespace,
+            image=settings.image,
+            leads=binder.leads,
         )
         executor = self._executor = KubernetesExecutor(
             cluster,
@@ -179,14 +191,16 @@ class KubernetesBackend:
             launching,
             given.clock,
             synced=self._synced,
+            launched=self._launched,
             at_once=self._settings.binds_in_flight_max,
         )
         self._logs = PodLogs(asyncio.get_running_loop(), server, cluster)
         self._upkeep = Upkeep(
-            server,
+            binder,
             cluster,
             evictor,
             given.clock,
+            epoch=given.epoch,
             keep_s=settings.keep_pods_s,
             start_s=settings.start_s,
             given_up=executor.give_up,
@@ -202,6 +216,12 @@ class KubernetesBackend:
             reform=follower.reform,
         )
 
+    async def _launched(
+        self, attempt_ids: Sequence[AttemptId]
+    ) -> Mapping[AttemptId, frozenset[str]]:
+        """Their members, as far as the store has launched them."""
+        return await self._given.database.read(lambda tx: launched_members(tx, attempt_ids))
+
     async def _resume(self, store: SqlOutsideStore) -> None:
         """Take over what earlier leaders launched, or decided on."""
         gangs = (await store.open_gangs()).values()
@@ -211,6 +231,7 @@ class KubernetesBackend:
                 attempt.attempt_id,
                 members.get(attempt.job_id, ()),
                 whole=attempt.state == JobState.RUNNING,
+                job_id=attempt.job_id,
             )
 
     def _read_all(self, cluster: Cluster, store: SqlOutsideStore) -> None:
@@ -294,10 +315,28 @@ class KubernetesBackend:
                 group.create_task(self._mind_readers())
                 if self._shield is not None:
                     group.create_task(self._shield.run())
+                if self._fence is not None:
+                    group.create_task(self._keep_fence(self._fence))
                 if self._settings.pod_name:
                     group.create_task(self._role.keep(self._lead))
         except* FencedError as errors:
             raise FencedError(str(errors.exceptions[0])) from errors
+
+    async def _keep_fence(self, fence: Fence) -> None:
+        """Keep the Lease at our epoch. Raises FencedError when another leader has taken over."""
+        while True:
+            await asyncio.sleep(KEEP_EVERY_S)
+            try:
+                published = await fence.keep(self._given.epoch, self._lead)
+            except FencedError:
+                raise
+            except HaversackError as error:
+                self._unfenced = f"epoch {self._given.epoch} cannot be kept in its Lease: {error}"
+                log.warning("a stale leader might not be refused", why=self._unfenced)
+            else:
+                self._unfenced = ""
+                if published:
+                    log.warning("the epoch was gone from its Lease, and was published again")
 
     async def _lead(self) -> None:
         """Raises FencedError unless we do."""

@@ -16,7 +16,8 @@
 
 Attempts whose orders are being carried out are left alone, but for RECORD. KILL_STRAY and ABANDON
 cannot be undone: they need two agreeing passes, and a pass that would kill more than a tenth of
-what lives (but one) kills nothing and raises the alarm instead.
+what lives (but one) kills nothing and raises the alarm instead. What the host shows is what
+`Executor.known` names: traces that others left there are nobody's stray.
 """
 
 from __future__ import annotations

@@ -66,7 +66,10 @@ class LaunchOrder:
 
 @dataclass(frozen=True, slots=True)
 class StopOrder:
-    """Stop one attempt: signal, wait `grace_s`, then SIGKILL, until nothing of it is left."""
+    """Stop one attempt: signal, wait `grace_s`, then SIGKILL, until nothing of it is left.
+
+    On a cluster each pod has the grace time that it was made with instead.
+    """
 
     attempt_id: AttemptId
     epoch: int

@@ -291,7 +291,11 @@ class Executor(Protocol):
         ...
 
     async def known(self) -> Sequence[AttemptId]:
-        """Every attempt there is a trace of, and which was not to be forgotten."""
+        """Every attempt there is a trace of, and which was not to be forgotten.
+
+        What is live of these without being so in the store is stopped: where others may leave
+        traces too, only those count that the store confirms.
+        """
         ...
 
     async def forget(self, attempt_ids: Sequence[AttemptId]) -> None:

@@ -44,7 +44,7 @@ _HELD = select(allocations.c.node_id, allocations.c.resource, allocations.c.amou
     allocations.c.attempt_id.in_(bindparam("attempt_ids", expanding=True)),
     allocations.c.live.is_(True),
 )
-_LAUNCHES = select(intents.c.attempt_id, intents.c.order_json).where(
+LAUNCHES = select(intents.c.attempt_id, intents.c.order_json).where(
     intents.c.attempt_id.in_(bindparam("attempt_ids", expanding=True)),
     intents.c.kind == IntentKind.LAUNCH.value,
 )
@@ -317,7 +317,7 @@ def _grace_s(tx: Transaction, attempt_ids: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for start in range(0, len(attempt_ids), _CHUNK):
         chunk = attempt_ids[start : start + _CHUNK]
-        for row in tx.connection.execute(_LAUNCHES, {"attempt_ids": chunk}):
+        for row in tx.connection.execute(LAUNCHES, {"attempt_ids": chunk}):
             found[row.attempt_id] = codec.launch_order(row.order_json).grace_s
     return found
 

@@ -27,7 +27,7 @@ from scheduler.model.execution import (
 from scheduler.model.lifecycle import EndCause, JobEvent, JobState
 from scheduler.model.quantity import AttemptId, IntentId, JobId, UtcSeconds
 from scheduler.store import codec, lease
-from scheduler.store.attempts import LIVE, OPEN, stop_job
+from scheduler.store.attempts import LAUNCHES, LIVE, OPEN, stop_job
 from scheduler.store.outcome import Limits, apply_observation, launch_refused
 from scheduler.store.tables import attempts, intents, jobs
 from scheduler.store.transaction import Transaction, Transactions
@@ -311,6 +311,22 @@ def launch_note(tx: Transaction, attempt_id: AttemptId) -> str:
     """What the executor said of this attempt's launch; "" if nothing. One statement."""
     told = tx.connection.execute(_LAUNCH_NOTE, {"attempt": attempt_id}).scalar_one_or_none()
     return told or ""
+
+
+def launched_members(
+    tx: Transaction, attempt_ids: Sequence[AttemptId]
+) -> dict[AttemptId, frozenset[str]]:
+    """The `LaunchTask.member`s of these attempts, ended ones too, by attempt.
+
+    Attempts that this store never held are left out. One statement for each `_CHUNK` of them.
+    """
+    found: dict[AttemptId, frozenset[str]] = {}
+    for start in range(0, len(attempt_ids), _CHUNK):
+        chunk = {"attempt_ids": attempt_ids[start : start + _CHUNK]}
+        for row in tx.connection.execute(LAUNCHES, chunk):
+            order = codec.launch_order(row.order_json)
+            found[order.attempt_id] = frozenset(task.member for task in order.tasks)
+    return found
 
 
 def expected(tx: Transaction) -> tuple[ExpectedAttempt, ...]:

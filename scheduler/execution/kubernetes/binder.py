@@ -17,7 +17,7 @@ import structlog
 from scheduler import failpoints
 from scheduler.errors import HaversackError, OverloadedError, UnreachableError
 from scheduler.execution.kubernetes.evict import Evictor, EvictOutcome
-from scheduler.execution.kubernetes.fence import Fence, is_stale
+from scheduler.execution.kubernetes.fence import LEASE, Fence, LostLeaseError, is_stale
 from scheduler.execution.kubernetes.labels import EPOCH, PATH
 from scheduler.execution.kubernetes.marks import pin_of
 from scheduler.execution.kubernetes.pods import Phase, PodRef, pod_of
@@ -392,8 +392,18 @@ class Binder:
         return None
 
     async def leads(self, epoch: int) -> bool:
-        """Whether the cluster knows of no later leader. Raises what requests raise."""
-        return self._fence is None or await self._fence.read_epoch() <= epoch
+        """Whether the cluster's epoch is this very one, and not a later leader's.
+
+        Raises:
+            LostLeaseError: it has none, or an earlier one: whoever was overtaken cannot know it.
+            HaversackError: what requests raise.
+        """
+        if self._fence is None:
+            return True
+        at = await self._fence.read_epoch()
+        if at < epoch:
+            raise LostLeaseError(f"the Lease {LEASE} is at epoch {at}, and ours is {epoch}")
+        return at == epoch
 
 
 def _body(binding: Binding) -> Document:

@@ -18,7 +18,7 @@ from scheduler.execution.kubernetes.nodes import KubeNode, external_of, model_no
 from scheduler.execution.kubernetes.pods import Pod
 from scheduler.execution.kubernetes.raw import count_in
 from scheduler.model.node import Node
-from scheduler.model.quantity import AttemptId
+from scheduler.model.quantity import AttemptId, JobId
 
 Told = Callable[[], None]
 
@@ -61,11 +61,13 @@ class _Held:
     Attributes:
         members: `str(pod.ref)` of its pods; empty if they are not known.
         namespace: where they are then; "" stands for any.
+        job_id: the job that it runs, if that is known.
         nodes: where pods of it were seen.
     """
 
     members: dict[str, None]
     namespace: str = ""
+    job_id: JobId | None = None
     nodes: set[str] = field(default_factory=set)
 
     def has(self, key: str) -> bool:
@@ -109,17 +111,20 @@ class Cluster:
 
     # --- What attempts are ours ------------------------------------------------------------------
 
-    def expect(self, attempt_id: AttemptId, members: Iterable[str] = ()) -> None:
+    def expect(
+        self, attempt_id: AttemptId, members: Iterable[str] = (), *, job_id: JobId | None = None
+    ) -> None:
         """The store holds room for this attempt: its pods are no use by others.
 
         Args:
             attempt_id: the attempt.
             members: `str(pod.ref)` of its pods: no other one counts as its own, whatever its marks
                 say. Without them the marks are believed.
+            job_id: the job that it runs; without it the marks are believed.
         """
         with self._lock:
             if attempt_id not in self._held:
-                held = _Held(dict.fromkeys(members), self.job_namespace)
+                held = _Held(dict.fromkeys(members), self.job_namespace, job_id)
                 self._held[attempt_id] = held
                 self._held_by.update(dict.fromkeys(held.members, attempt_id))
                 for key in self._of_attempt.get(attempt_id, ()):
@@ -150,8 +155,8 @@ class Cluster:
         with self._lock:
             held = self._held.get(attempt_id, _STRAY)
             marked = self._of_attempt.get(attempt_id, {})
-            if attempt_id in self._own:
-                return _own_members([self._pods[key] for key in self._own[attempt_id]], marked)
+            if own := self._own_pods(attempt_id):
+                return _own_members(own, marked)
             keys = {key: None for key in marked if is_released(self._pods[key])}
             others = dict.fromkeys((*(key for key in marked if held.has(key)), *held.members))
             waiting = (self._pods.get(key) for key in others if key not in keys)
@@ -161,17 +166,18 @@ class Cluster:
                 total=len(held.members),
             )
 
-    def attempts(self) -> tuple[AttemptId, ...]:
-        """Every attempt that some pod names."""
+    def attempts(self, *, held: bool) -> tuple[AttemptId, ...]:
+        """Attempts that some pod names: those that the store holds room for, or the others."""
         with self._lock:
-            return tuple(self._of_attempt)
+            named = dict.fromkeys((*self._of_attempt, *self._own))
+            return tuple(each for each in named if (each in self._held) is held)
 
     # --- Pods of our own making ------------------------------------------------------------------
 
     def own(self, attempt_id: AttemptId) -> tuple[Pod, ...]:
         """The pods that we made for this attempt, with or without a node."""
         with self._lock:
-            return tuple(self._pods[key] for key in self._own.get(attempt_id, ()))
+            return self._own_pods(attempt_id)
 
     def own_attempts(self) -> tuple[AttemptId, ...]:
         """Attempts with pods that we made."""
@@ -190,6 +196,11 @@ class Cluster:
         with self._lock:
             found = self._nodes.get(node)
             return None if found is None else found.gpu_resource
+
+    def _own_pods(self, attempt_id: AttemptId) -> tuple[Pod, ...]:
+        held = self._held.get(attempt_id, _STRAY)
+        keys = self._own.get(attempt_id, ())
+        return tuple(self._pods[key] for key in keys if held.has(key))
 
     def _own_attempt(self, pod: Pod) -> AttemptId | None:
         """The attempt that we made the pod for; None for pods of others."""
@@ -210,9 +221,13 @@ class Cluster:
             return tuple(self._pods[key] for key in self._waiting)
 
     def pinned(self) -> tuple[Pod, ...]:
-        """Pods that were pinned and released, and that kube-scheduler has not bound yet."""
+        """Pods that were pinned and released, and that kube-scheduler has not bound yet.
+
+        Only members of attempts that the store holds: whoever may write a pod can mark it.
+        """
         with self._lock:
-            return tuple(self._pods[key] for key in self._pinned)
+            pods = ((key, self._pods[key]) for key in self._pinned)
+            return tuple(pod for key, pod in pods if self._holder(key, pod) is not None)
 
     def take_pods_changed(self) -> bool:
         """Whether a pod that we schedule came, changed or went since the last call."""
@@ -242,13 +257,18 @@ class Cluster:
             return tuple(self._pods[key] for key in keys)
 
     def bound_in(self, namespaces: Collection[str]) -> tuple[Pod, ...]:
-        """Pods there that were bound for attempts that the store holds. O(pods of ours)."""
-        if not namespaces:
-            return ()
+        """Pods there that were bound for attempts that the store holds. O(pods of ours).
+
+        Not those that are marked with an attempt or a job that is not theirs.
+        """
         with self._lock:
-            keys = [key for held in self._held for key in self._of_attempt.get(held, ())]
             return tuple(
-                pod for key in keys if (pod := self._pods[key]).ref.namespace in namespaces
+                pod
+                for attempt_id, held in (self._held.items() if namespaces else ())
+                for key in self._of_attempt.get(attempt_id, ())
+                if (pod := self._pods[key]).ref.namespace in namespaces
+                and held.has(key)
+                and held.job_id in (None, pod.annotation(labels.JOB))
             )
 
     def repelling(self) -> tuple[Pod, ...]:

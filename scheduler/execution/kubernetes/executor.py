@@ -8,7 +8,7 @@ only tells apart what pods cannot say: never bound from bound and gone, or bound
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,9 @@ from scheduler.model.execution import (
     StopOrder,
 )
 from scheduler.model.lifecycle import EndCause
-from scheduler.model.quantity import AttemptId
+from scheduler.model.quantity import AttemptId, JobId
+
+LaunchedMembers = Callable[[Sequence[AttemptId]], Awaitable[Mapping[AttemptId, frozenset[str]]]]
 
 
 class KubernetesExecutor:
@@ -53,6 +55,8 @@ class KubernetesExecutor:
         launching: makes pods of jobs that bring none.
         clock: for the instants of observations.
         synced: whether the picture is whole.
+        launched: of these attempts those that the store ever ordered the launch of, each with the
+            members (`LaunchTask.member`) it was ordered for; raises what reading the store raises.
         at_once: gangs that are bound at once; the others wait for their turn.
     """
 
@@ -66,6 +70,7 @@ class KubernetesExecutor:
         clock: Clock,
         *,
         synced: Callable[[], bool],
+        launched: LaunchedMembers,
         at_once: int = 64,
     ) -> None:
         self._cluster = cluster
@@ -75,6 +80,7 @@ class KubernetesExecutor:
         self._launching = launching
         self._clock = clock
         self._synced = synced
+        self._launched_members = launched
         self._stopped: dict[AttemptId, EndCause] = {}
         self._whole: dict[AttemptId, int] = {}
         self._given_up: dict[AttemptId, str] = {}
@@ -82,16 +88,24 @@ class KubernetesExecutor:
         self._turns = asyncio.Semaphore(at_once)
         self._closed = False
 
-    def resume(self, attempt_id: AttemptId, members: Iterable[str], *, whole: bool) -> None:
+    def resume(
+        self,
+        attempt_id: AttemptId,
+        members: Iterable[str],
+        *,
+        whole: bool,
+        job_id: JobId | None = None,
+    ) -> None:
         """Take over an attempt that was launched, or decided on, before this daemon started.
 
         Args:
             attempt_id: the attempt.
             members: `namespace/name/uid` of its pods, as far as they are known.
             whole: whether all of them ran already.
+            job_id: the job that it runs, if that is known.
         """
         keys = tuple(members)
-        self._cluster.expect(attempt_id, keys)
+        self._cluster.expect(attempt_id, keys, job_id=job_id)
         if whole:
             self._whole[attempt_id] = max(1, len(keys))
 
@@ -114,7 +128,7 @@ class KubernetesExecutor:
     async def _make_and_bind(self, order: LaunchOrder) -> Receipt:
         """Launch a job of our own. If it is refused, no pod of it is left that could be bound."""
         attempt_id = order.attempt_id
-        self._cluster.expect(attempt_id)
+        self._cluster.expect(attempt_id, job_id=order.job_id)
         self._unsettled.add(attempt_id)  # first this, as in `_bind`
         if attempt_id in self._stopped:
             receipt = await self._do_not_make(attempt_id)
@@ -124,7 +138,7 @@ class KubernetesExecutor:
             if made.tasks:
                 receipt = await self._bind(replace(order, tasks=made.tasks))
         if receipt.outcome is Outcome.REFUSED:
-            trouble = await self._launching.unmake(attempt_id)
+            trouble = await self._launching.unmake(order)
             if trouble:
                 self._unsettled.add(attempt_id)
                 return Receipt(Outcome.UNKNOWN, f"{receipt.message}; {trouble}")
@@ -151,7 +165,8 @@ class KubernetesExecutor:
             bindings = [self._binding(order, task) for task in order.tasks]
         except ValueError as error:
             return Receipt(Outcome.REFUSED, str(error))
-        self._cluster.expect(attempt_id, (task.member for task in order.tasks))
+        members = (task.member for task in order.tasks)
+        self._cluster.expect(attempt_id, members, job_id=order.job_id)
         # First this, then the look at what was stopped: `stop` looks the other way round.
         self._unsettled.add(attempt_id)
         async with self._turns:  # whoever is told to stop while it waits here is never bound
@@ -227,22 +242,26 @@ class KubernetesExecutor:
 
     async def _delete_all(self, pods: Sequence[Pod], order: StopOrder) -> list[str]:
         """Delete pods; what went wrong."""
-        told = await asyncio.gather(*(self._delete(pod.ref, order) for pod in pods))
+        told = await asyncio.gather(*(self._delete(pod, order) for pod in pods))
         return [trouble for trouble in told if trouble]
 
-    async def _delete(self, pod: PodRef, order: StopOrder) -> str:
+    async def _delete(self, pod: Pod, order: StopOrder) -> str:
+        # Not `order.grace_s`: what others made has a grace time of its own, which the order does
+        # not know, and what we made has its job's. With none at all a pod would be off the books
+        # while its processes may still run on the node.
+        grace_s = None if pod.grace_s else 1.0
         try:
             if order.cause is EndCause.PREEMPTED:
                 done = await self._evictor.preempt(
-                    pod, "preempted by Haversack", grace_s=order.grace_s
+                    pod.ref, "preempted by Haversack", grace_s=grace_s
                 )
             else:
-                done = await self._evictor.delete(pod, grace_s=order.grace_s)
+                done = await self._evictor.delete(pod.ref, grace_s=grace_s)
         except HaversackError as error:
-            return f"pod {pod.namespace}/{pod.name}: {error}"
+            return f"pod {pod.ref.namespace}/{pod.ref.name}: {error}"
         if done.outcome in (EvictOutcome.GOING, EvictOutcome.GONE):
             return ""
-        return f"pod {pod.namespace}/{pod.name}: {done.outcome}: {done.message}"
+        return f"pod {pod.ref.namespace}/{pod.ref.name}: {done.outcome}: {done.message}"
 
     async def observe(self, attempt_ids: Sequence[AttemptId]) -> tuple[AttemptObservation, ...]:
         """What their pods show. Asks nobody: O(pods of these attempts).
@@ -334,9 +353,32 @@ class KubernetesExecutor:
             self._cluster.watch(attempt_id, changed)
 
     async def known(self) -> Sequence[AttemptId]:
-        """Every attempt that some pod names, or that was told to stop."""
-        own = self._cluster.own_attempts()
-        return tuple(dict.fromkeys((*self._cluster.attempts(), *own, *self._stopped)))
+        """Every attempt of this store that some pod names, or that was told to stop.
+
+        A mark proves nothing: pods that were bound for another store carry them, and so does what
+        people write on pods of theirs. What the store has not launched is usage by others, and
+        nothing to mend. Raises what reading the store raises.
+        """
+        held, others = (self._cluster.attempts(held=each) for each in (True, False))
+        # What the store's ids never hold, no database need take for one (NUL, for instance).
+        left = {each: self._cluster.members(each) for each in others if each.isprintable()}
+        acting = {each: pods for each, found in left.items() if (pods := _acting(found))}
+        launched = await self._launched_members(tuple(acting)) if acting else {}
+        ended = (each for each in left if each not in acting and self._cluster.own(each))
+        known = (each for each in acting if self._is_known(each, acting[each], launched))
+        return tuple(dict.fromkeys((*held, *ended, *known, *self._stopped)))
+
+    def _is_known(
+        self,
+        attempt_id: AttemptId,
+        pods: Iterable[Pod],
+        launched: Mapping[AttemptId, frozenset[str]],
+    ) -> bool:
+        """Whether one of these pods was launched for the attempt, or made for it by us."""
+        members = launched.get(attempt_id, frozenset())
+        if self._cluster.own(attempt_id):
+            return "" in members
+        return any(str(pod.ref) in members for pod in pods)
 
     async def forget(self, attempt_ids: Sequence[AttemptId]) -> None:
         """Their end is stored."""
@@ -376,6 +418,11 @@ def _binding(order: LaunchOrder, task: LaunchTask, path: str) -> Binding:
     if task.gpu_ids:
         marks[labels.GPUS] = ",".join(task.gpu_ids)
     return Binding(pod, task.node_name, marks)
+
+
+def _acting(found: Members) -> tuple[Pod, ...]:
+    """Those of an attempt's pods that may still do something."""
+    return (*(pod for pod in found.bound if not pod.over), *found.unbound)
 
 
 def _tasks(pod: Pod) -> int:

@@ -4,7 +4,9 @@ The store's lease row says who leads. Before its first bind a leader publishes i
 Kubernetes Lease (as `leaseTransitions`), and ValidatingAdmissionPolicies refuse every binding of
 ours, and every change of ours to a pod that our gate holds (pinning it, or taking the gate away),
 that does not carry exactly that epoch. The Lease is never renewed: it is a token, not a
-clock. Order of a take-over: `ensure`, `next_epoch`, commit it to the store, `publish`, `prove`.
+clock. But whoever deletes it, or makes it anew without an epoch, takes the fence down or stops our
+bindings, so that its leader looks after it (`keep`). Order of a take-over: `ensure`, `next_epoch`,
+commit it to the store, `publish`, `prove`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from scheduler.errors import FencedError
+from scheduler.errors import FencedError, HaversackError
 from scheduler.execution.kubernetes.labels import EPOCH, PLACEMENT_GATE
 from scheduler.execution.kubernetes.server import ApiServer, Document, Lane, RejectedError
 
@@ -32,6 +34,9 @@ PROOF_LONGEST_S = 10.0
 """A policy that was made just now is in force by then."""
 LEASE_SEEN_S = 1.0
 """A Lease that was written just now is seen by every API server by then."""
+KEEP_EVERY_S = 10.0
+"""For so long at most a Lease that was deleted lets a stale leader's bindings pass, or one without
+its epoch holds ours up. Shorter buys little: people do that by mistake, not all the time."""
 _PUBLISH_TRIES = 10
 
 
@@ -118,7 +123,7 @@ def policy_binding_manifest(namespace: str = DEFAULT_NAMESPACE) -> Document:
 
     Without the Lease bindings pass. An API server that misses a parameter does not ask whom the
     policy concerns: it would refuse everybody's bindings, so that whoever deletes our namespace
-    would stop the whole cluster. A leader that could be stale has published its Lease before.
+    would stop the whole cluster. The leader publishes it again (`Fence.keep`).
     """
     return _policy_binding(policy_name(namespace), namespace)
 
@@ -149,6 +154,10 @@ def _cel_text(text: str) -> str:
     """A CEL string literal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+class LostLeaseError(HaversackError):
+    """The Lease has no epoch, or an earlier one: it tells nobody who leads until it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,26 +278,49 @@ class Fence:
         for _ in range(_PUBLISH_TRIES):
             lease = await self._lease()
             try:
-                if lease is None:
-                    body = lease_manifest(epoch, self._holder, self._namespace)
-                    await self._server.post(self._leases, body)
+                if lease is not None and self._is_ours(lease, epoch):
                     return
-                if self._is_ours(lease, epoch):
-                    return
-                # The resource version goes along: a write in between makes this one conflict.
-                lease["spec"] = lease_manifest(epoch, self._holder)["spec"]
-                await self._server.put(f"{self._leases}/{LEASE}", lease)
+                # The resource version goes along: a write in between makes this one conflict. A
+                # PUT without one only creates; unlike POST it names what, as rights may, too.
+                made = lease_manifest(epoch, self._holder, self._namespace)
+                body = made if lease is None else {**lease, "spec": made["spec"]}
+                await self._server.put(f"{self._leases}/{LEASE}", body)
             except RejectedError as error:
-                if not error.conflict:
+                made_meanwhile = lease is None and error.invalid
+                if not (error.conflict or made_meanwhile):
                     raise
             else:
                 return
         raise FencedError(f"epoch {epoch}: others keep writing the Lease {LEASE}")
 
+    async def keep(self, epoch: int, we_lead: Callable[[], Awaitable[None]]) -> bool:
+        """Publish `epoch` again if the Lease is gone, or has none or an earlier one.
+
+        Cost: one GET while nothing is wrong.
+
+        Args:
+            epoch: ours.
+            we_lead: raises FencedError if we do not. The store is asked before anything is written:
+                a Lease that is gone cannot tell a leader that is back from a pause that it is over.
+
+        Returns:
+            Whether it was published again.
+
+        Raises:
+            FencedError: another leader has taken over.
+            HaversackError: the API server or the store does not answer, or our rights forbid it.
+        """
+        lease = await self._lease()
+        if lease is not None and self._is_ours(lease, epoch):
+            return False
+        await we_lead()
+        await self.publish(epoch)
+        return True
+
     def _is_ours(self, lease: Document, epoch: int) -> bool:
         """Whether the Lease says so already. Raises FencedError when it says otherwise."""
         at = _epoch(lease)
-        holder = lease["spec"].get("holderIdentity")
+        holder = (lease.get("spec") or {}).get("holderIdentity")
         if at > epoch or (at == epoch and holder != self._holder):
             raise FencedError(f"epoch {epoch} is over: the cluster is at {at}, held by {holder}")
         return at == epoch

@@ -37,7 +37,8 @@ EXIT_STATUS: Final = PREFIX + "exit-status"
 """Finalizer of pods that we make: they stay, and tell how they ended, until that is stored."""
 JOB_NAME: Final = PREFIX + "job-name"
 TENANT: Final = PREFIX + "tenant"
-"""Label and annotation of pods that we make, for people: what the job is called, whose it is."""
+"""Labels of pods that we make: what the job is called, whose it is (names are DNS labels). The
+tenant's is for network policies, too."""
 
 ROLE: Final = PREFIX + "role"
 LEADER: Final = "leader"

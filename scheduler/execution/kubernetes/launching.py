@@ -8,13 +8,13 @@ pods: the second creation meets the first one's pod, alive or dead (ADR-0011).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
 from scheduler import failpoints
-from scheduler.errors import HaversackError
+from scheduler.errors import FencedError, HaversackError
 from scheduler.execution.kubernetes import labels
 from scheduler.execution.kubernetes.cluster import Cluster
 from scheduler.execution.kubernetes.evict import Evictor, EvictOutcome
@@ -63,16 +63,26 @@ class Launching:
         evictor: deletes.
         namespace: where the pods are.
         image: of jobs that name none.
+        leads: whether the cluster knows of no later leader than the one of this epoch; raises what
+            requests raise.
     """
 
     def __init__(
-        self, server: ApiServer, cluster: Cluster, evictor: Evictor, *, namespace: str, image: str
+        self,
+        server: ApiServer,
+        cluster: Cluster,
+        evictor: Evictor,
+        *,
+        namespace: str,
+        image: str,
+        leads: Callable[[int], Awaitable[bool]],
     ) -> None:
         self._server = server
         self._cluster = cluster
         self._evictor = evictor
         self._namespace = namespace
         self._image = image
+        self._leads = leads
         self._pods = f"/api/v1/namespaces/{namespace}/pods"
         self._services = f"/api/v1/namespaces/{namespace}/services"
         self._made: set[AttemptId] = set()
@@ -163,24 +173,37 @@ class Launching:
         listed = await self._server.list(self._pods, query)
         return tuple(map(pod_of, listed["items"]))
 
-    async def unmake(self, attempt_id: AttemptId) -> str:
+    async def unmake(self, order: LaunchOrder) -> str:
         """Delete those of its pods that have no node, and its Service; what went wrong, or "".
 
-        A pod is deleted only as it was read: one that another leader has bound meanwhile stays.
+        The order matters, as in `Binder`: read the pods, see that we still lead, delete them as
+        they were read. Whoever paused before that and was succeeded leaves them to the new leader,
+        who completes this launch with them; and one that was bound meanwhile stays.
+
+        Raises:
+            FencedError: another leader has taken over.
         """
+        attempt_id = order.attempt_id
         try:
             found = await self.find(attempt_id)
-            pods = [pod for pod in found if pod.waiting]
-            gone = await asyncio.gather(
-                *(self._evictor.delete(pod.ref, version=pod.version) for pod in pods)
-            )
-            await self._delete_service(attempt_id)
+            leads = await self._leads(order.epoch)
+            stay = await self._remove(attempt_id, found) if leads else 0
         except HaversackError as error:
             return str(error)
+        if not leads:
+            raise FencedError("another leader has taken over: its pods are left alone")
         if not found:
             self._made.discard(attempt_id)
-        stay = [each for each in gone if each.outcome is EvictOutcome.CHANGED]
-        return f"{len(stay)} pods changed meanwhile" if stay else ""
+        return f"{stay} pods changed meanwhile" if stay else ""
+
+    async def _remove(self, attempt_id: AttemptId, found: Sequence[Pod]) -> int:
+        """Delete the Service, and pods without a node; how many have changed, and stay."""
+        pods = [pod for pod in found if pod.waiting]
+        gone = await asyncio.gather(
+            *(self._evictor.delete(pod.ref, version=pod.version) for pod in pods)
+        )
+        await self._delete_service(attempt_id)
+        return sum(each.outcome is EvictOutcome.CHANGED for each in gone)
 
     async def let_go(self, attempt_ids: Iterable[AttemptId]) -> None:
         """Their end is stored: let the cluster remove what was deleted of them.

@@ -94,7 +94,7 @@ def pod_manifest(
         "name": pod_name(order, task.task_index),
         "namespace": namespace,
         "labels": _labels(order),
-        "annotations": {labels.TASKS: str(len(order.tasks)), labels.TENANT: order.tenant},
+        "annotations": {labels.TASKS: str(len(order.tasks))},
         "finalizers": [labels.EXIT_STATUS],
     }
     if owner is not None:
@@ -128,6 +128,7 @@ def _labels(order: LaunchOrder) -> dict[str, str]:
         labels.JOB: order.job_id,
         labels.ATTEMPT: order.attempt_id,
         labels.JOB_NAME: order.job_name,
+        labels.TENANT: order.tenant,
     }
 
 

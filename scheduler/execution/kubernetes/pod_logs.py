@@ -10,9 +10,8 @@ stream that is open follows through that, but whoever begins after it counts fro
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 import structlog
 
@@ -34,6 +33,10 @@ _SILENCE_S = 600.0
 """A program may print nothing for long; after that the stream is opened anew."""
 _FIRST_S = 3.0
 _QUIET_S = 0.1
+_PIECE_S = 1.0
+"""A program that never pauses is read on in the next piece."""
+_SKIP_S = 10.0
+"""Whoever begins far from the start gets an empty piece, and goes on skipping in the next one."""
 _TAILS_MAX = 256
 _IDLE_S = 60.0
 _READ_S = 30.0
@@ -46,15 +49,25 @@ class PodLogs:
         loop: where requests are made.
         server: the cluster.
         cluster: what it shows.
+        idle_s: how long a stream stays open for whoever reads on.
+        read_s: how long a reader is kept waiting.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, server: ApiServer, cluster: Cluster
+        self,
+        loop: asyncio.AbstractEventLoop,
+        server: ApiServer,
+        cluster: Cluster,
+        *,
+        idle_s: float = _IDLE_S,
+        read_s: float = _READ_S,
     ) -> None:
         self._loop = loop
         self._server = server
         self._cluster = cluster
-        self._tails: OrderedDict[tuple[str, int], _Tail] = OrderedDict()
+        self._idle_s = idle_s
+        self._read_s = read_s
+        self._tails: dict[tuple[str, int], _Tail] = {}
 
     def ranks(self, attempt_id: AttemptId) -> Sequence[int]:
         """Tasks whose pod has started and is still there, ascending."""
@@ -76,7 +89,7 @@ class PodLogs:
             self._read(pod, rank, offset, min(limit, _CHUNK_BYTES_MAX)), self._loop
         )
         try:
-            return reading.result(_READ_S)
+            return reading.result(self._read_s)
         except TimeoutError:
             reading.cancel()
             log.warning("a log was not read in time", pod=str(pod.ref))
@@ -93,39 +106,52 @@ class PodLogs:
     async def _read(self, pod: Pod, rank: int, offset: int, limit: int) -> LogChunk:
         # Asked before the read: what is read after the end is all there will ever be.
         complete = pod.phase.terminal
-        tail = self._tails.pop((pod.ref.uid, offset), None)
+        tail = self._take((pod.ref.uid, offset))
         patience_s = 0.0
         if tail is None:
             tail, patience_s = _Tail(self._server, pod), _FIRST_S
-        try:
-            data = await tail.take(offset, limit, patience_s)
-        except RejectedError as error:
-            raise LookupError(f"the log of pod {pod.ref.name} is not there: {error}") from error
-        except HaversackError as error:
-            log.info("a log is not read", pod=str(pod.ref), why=str(error))
-            return LogChunk(rank, offset, offset, b"", end=False)
-        at = offset + len(data)
-        if tail.usable:
-            self._keep((pod.ref.uid, at), tail)
+        with ExitStack() as unless_kept:
+            # Also if this is cancelled, as it is when its reader has waited for too long.
+            unless_kept.callback(tail.close)
+            try:
+                data = await tail.take(offset, limit, patience_s)
+            except RejectedError as error:
+                raise LookupError(f"the log of pod {pod.ref.name} is not there: {error}") from error
+            except HaversackError as error:
+                log.info("a log is not read", pod=str(pod.ref), why=str(error))
+                return LogChunk(rank, offset, offset, b"", end=False)
+            at = offset + len(data)
+            if tail.usable:
+                unless_kept.pop_all()
+                self._keep((pod.ref.uid, at), tail)
         return LogChunk(rank, offset, at, data, end=complete and tail.ended)
+
+    def _take(self, key: tuple[str, int]) -> _Tail | None:
+        """The stream that was left there, if any; it is the caller's now."""
+        tail = self._tails.pop(key, None)
+        if tail is not None and tail.expiry is not None:
+            tail.expiry.cancel()
+        return tail
 
     def _keep(self, key: tuple[str, int], tail: _Tail) -> None:
         """Leave the stream to whoever reads on from there, for a while."""
-        other = self._tails.pop(key, None)
-        if other is not None:
-            other.close()
+        self._let_go(key)
         self._tails[key] = tail
-        now = tail.rested_at = self._loop.time()
-        for old, each in tuple(self._tails.items()):
-            if len(self._tails) <= _TAILS_MAX and now - each.rested_at < _IDLE_S:
-                break
-            self._tails.pop(old).close()
+        tail.expiry = self._loop.call_later(self._idle_s, self._let_go, key)
+        if len(self._tails) > _TAILS_MAX:
+            self._let_go(next(iter(self._tails)))
+
+    def _let_go(self, key: tuple[str, int]) -> None:
+        """Nobody reads on from there."""
+        tail = self._take(key)
+        if tail is not None:
+            tail.close()
 
     async def close(self) -> None:
         """Close all streams."""
-        tails, self._tails = tuple(self._tails.values()), OrderedDict()
-        for tail in tails:
-            tail.close()
+        tails = tuple(self._tails.values())
+        for key in tuple(self._tails):
+            self._let_go(key)
         await asyncio.gather(*(tail.pump for tail in tails), return_exceptions=True)
 
 
@@ -134,13 +160,13 @@ class _Tail:
 
     Attributes:
         position: offset of the next byte that is not taken.
-        rested_at: when it was last used, in the loop's time.
+        expiry: closes it, while it waits for whoever reads on.
         pump: brings the bytes.
     """
 
     def __init__(self, server: ApiServer, pod: Pod) -> None:
         self.position = 0
-        self.rested_at = 0.0
+        self.expiry: asyncio.TimerHandle | None = None
         self._buffer = bytearray()
         self._failure: HaversackError | None = None
         self._news = asyncio.Event()
@@ -180,12 +206,17 @@ class _Tail:
     async def take(self, offset: int, limit: int, patience_s: float) -> bytes:
         """Up to `limit` bytes from `offset`, which must not lie before `position`.
 
-        Waits `patience_s` for the first byte, and a moment for each further one; with a patience
-        of 0 it takes what is there. Raises what requests raise, if nothing came before.
+        Waits `patience_s` for the first byte, and a moment for each further one, but not for long
+        in all; with a patience of 0 it takes what is there. Raises what requests raise, if nothing
+        came before.
         """
-        data = bytearray()
+        data, loop = bytearray(), asyncio.get_running_loop()
+        began_at: float | None = None
         while len(data) < limit:
             if not self._buffer and not await self._more(patience_s):
+                break
+            began_at = loop.time() if began_at is None else began_at
+            if loop.time() - began_at >= (_PIECE_S if data else _SKIP_S):
                 break
             skip = 0 if data else min(len(self._buffer), offset - self.position)
             count = min(len(self._buffer) - skip, limit - len(data))

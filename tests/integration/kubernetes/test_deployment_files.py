@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,15 +24,19 @@ from support.kubernetes.deployment import Deployment, deployed
 from support.kubernetes.ground import Ground
 from support.kubernetes.kubelet import running_kubelet
 from support.kubernetes.real_server import SERVICE_ACCOUNT, ControlPlane
-from support.kubernetes.resources import PRIORITY_CLASSES
+from support.kubernetes.resources import LEASES, PRIORITY_CLASSES
 from support.tree import ROOT
 
 from scheduler.execution.kubernetes.fence import (
+    LEASE,
+    Fence,
+    lease_manifest,
     pins_binding_manifest,
     pins_policy_manifest,
     policy_binding_manifest,
     policy_manifest,
 )
+from scheduler.execution.kubernetes.server import ApiServer, RejectedError
 
 
 @pytest.mark.parametrize("folder", [BASE, *COMPONENTS, *OVERLAYS], ids=lambda folder: folder.name)
@@ -79,6 +84,7 @@ def test_nobody_is_given_more_than_is_said() -> None:
         ("pods/status", "patch"),
         ("events", "create"),
         ("events", "patch"),
+        ("leases", "create"),
         ("leases", "update"),
         ("leases", "patch"),
     }
@@ -131,6 +137,31 @@ def test_the_base_rights_are_enough_to_bind_under_the_fence(
         assert ready == {"ready": True, "role": "leader", "troubles": {}, "warnings": {}}
     finally:
         daemon.stop()
+
+
+@pytest.mark.cluster
+def test_the_base_rights_are_enough_to_make_the_lease_again_and_no_other(
+    applied: ControlPlane,
+) -> None:
+    async def keeping(epoch: int) -> tuple[bool, int]:
+        async with (
+            ApiServer(applied.access) as admin,
+            ApiServer(applied.access_as(SERVICE_ACCOUNT)) as server,
+        ):
+            leases = LEASES.path("haversack-system")
+            await admin.delete(f"{leases}/{LEASE}")
+            fence = Fence(server, holder="again")
+            published = await fence.keep(epoch, _we_lead)
+            with pytest.raises(RejectedError, match="cannot create"):
+                await server.post(leases, lease_manifest(epoch, "again"))
+            return published, await fence.read_epoch()
+
+    # Above all that other tests on this cluster have published, and will.
+    assert asyncio.run(keeping(7)) == (True, 7)
+
+
+async def _we_lead() -> None:
+    """We do."""
 
 
 @pytest.mark.cluster

@@ -286,6 +286,21 @@ def test_a_stale_leader_can_neither_pin_nor_take_the_gate_away(
     assert _as_us(opted_in, own_plane, "held", [right])[0] == 200
 
 
+def test_our_account_changes_no_pods_that_our_gate_does_not_hold(
+    opted_in: Deployment, own_plane: ControlPlane
+) -> None:
+    opted_in.create([objects.pod("theirs", scheduler="default-scheduler")])
+    label: Json = {"op": "add", "path": "/metadata/labels", "value": {"ours": "no"}}
+    status, why = _as_us(opted_in, own_plane, "theirs", [label])
+    assert (status, "only change pods that its gate holds" in why) == (422, True)
+    jobs = Deployment(opted_in.ground, opted_in.daemon, namespace="haversack-jobs")
+    jobs.ask("POST", "/api/v1/namespaces", objects.namespace(jobs.namespace)).ok()
+    own = objects.pod("own", namespace=jobs.namespace, scheduler="default-scheduler")
+    jobs.ask("POST", PODS.path(jobs.namespace), own).ok()
+    assert _as_us(jobs, own_plane, "own", [label])[0] == 200
+    jobs.clear()
+
+
 def _as_us(
     opted_in: Deployment, plane: ControlPlane, name: str, patch: list[Json]
 ) -> tuple[int, str]:

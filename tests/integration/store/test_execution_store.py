@@ -35,7 +35,7 @@ from scheduler.model.quantity import AttemptId, IntentId, JobId
 from scheduler.model.snapshot import Snapshot
 from scheduler.store import tables
 from scheduler.store.database import Database, Transaction
-from scheduler.store.execution import SqlExecutionStore
+from scheduler.store.execution import SqlExecutionStore, launched_members
 from scheduler.store.inventory import sync_nodes
 from scheduler.store.lease import acquire
 from scheduler.store.snapshot import load_delta
@@ -426,3 +426,15 @@ def test_attempt_ids_are_never_reused(make: Make) -> None:
     assert first != second
     assert world.record(exited(first)) is None
     assert world.job.state == "LAUNCHING"
+
+
+def test_what_was_launched_is_known_after_its_end_and_nothing_else_is(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.store.execution._CHUNK", 2)
+    world = make()
+    attempt = AttemptId(world.start())
+    assert world.record(exited(attempt)) is JobState.SUCCEEDED
+    asked = [AttemptId(f"a-made-up-{number}") for number in range(4)] + [attempt]
+    found = world.database.read_sync(lambda tx: launched_members(tx, asked))
+    assert found == {attempt: frozenset({""})}

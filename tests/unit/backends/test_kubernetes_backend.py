@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 import pytest
 from support.clock import ManualClock
 from support.ids import SequentialIds
 from support.kubernetes import objects
 from support.kubernetes.fake_server import ADMIN, FakeApiServer
+from support.kubernetes.resources import LEASES
 
 from scheduler.backends.backend import Surroundings
 from scheduler.backends.kubernetes import KubernetesBackend
-from scheduler.errors import ConfigurationError, HaversackError
+from scheduler.errors import ConfigurationError, FencedError, HaversackError
 from scheduler.execution.kubernetes.access import Access
+from scheduler.execution.kubernetes.fence import LEASE, Fence
+from scheduler.execution.kubernetes.server import ApiServer
+from scheduler.model.quantity import UtcSeconds
 from scheduler.settings import KubernetesSettings, Settings
 from scheduler.store.database import Database
 from scheduler.store.lease import acquire
@@ -42,6 +47,59 @@ def test_it_reads_the_cluster_before_anything_is_decided(sqlite_database: Databa
             assert made._unfenced == ""
             assert await made.executor.known() == ()
             await made.close()
+            await made.close()
+
+    asyncio.run(story())
+
+
+async def until(what: Callable[[], bool]) -> None:
+    """Wait until it is so; nothing here tells anybody."""
+    async with asyncio.timeout(30):
+        while not what():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+
+
+def test_the_epoch_is_kept_in_its_lease_until_another_leads(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.backends.kubernetes.KEEP_EVERY_S", 0.01)
+
+    async def story() -> None:
+        async with FakeApiServer() as fake, ApiServer(fake.access) as server:
+            made = backend(sqlite_database, fake.access)
+            await made.begin()
+            following = asyncio.create_task(made.follow())
+            fake.deny(ADMIN, "get", LEASES.plural)
+            await until(lambda: LEASES.plural in made.warnings()["fence"])
+            fake.allow(ADMIN)
+            await until(lambda: not made.warnings()["fence"])
+            await server.delete(LEASES.path("haversack-system", LEASE))
+            await until(lambda: bool(fake.objects(LEASES)))
+            (lease,) = fake.objects(LEASES)
+            assert lease["spec"]["leaseTransitions"] == 1
+            assert not following.done()
+            await Fence(server, holder="next", user=ADMIN).publish(2)
+            with pytest.raises(FencedError, match="next"):
+                await following
+            await made.close()
+
+    asyncio.run(story())
+
+
+def test_a_leader_that_was_overtaken_does_not_make_a_lease_that_is_gone(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.backends.kubernetes.KEEP_EVERY_S", 0.01)
+
+    async def story() -> None:
+        async with FakeApiServer() as fake, ApiServer(fake.access) as server:
+            made = backend(sqlite_database, fake.access)
+            await made.begin()
+            await sqlite_database.write(lambda tx: acquire(tx, "next", 1e9, UtcSeconds(1e10)))
+            await server.delete(LEASES.path("haversack-system", LEASE))
+            with pytest.raises(FencedError, match="no longer leads"):
+                await made.follow()
+            assert fake.objects(LEASES) == []
             await made.close()
 
     asyncio.run(story())

@@ -22,7 +22,7 @@ from scheduler.execution.kubernetes.binder import (
     GangOutcome,
 )
 from scheduler.execution.kubernetes.evict import Evictor
-from scheduler.execution.kubernetes.fence import LEASE, Fence
+from scheduler.execution.kubernetes.fence import LEASE, Fence, LostLeaseError
 from scheduler.execution.kubernetes.labels import ATTEMPT, EPOCH, GPUS, JOB
 from scheduler.execution.kubernetes.pods import PodRef
 from scheduler.execution.kubernetes.server import ApiServer, Document, Limits
@@ -396,6 +396,33 @@ def test_a_leader_deposed_before_it_undoes_touches_nothing() -> None:
         result = await binder.bind_gang(all_to(refs))
         assert result.outcome is GangOutcome.STALE
         assert ground.nodes() == {"g0": "n0", "g1": "n1"}
+
+    played(story)
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_nobody_undoes_anything_while_the_lease_is_gone(*, stale: bool) -> None:
+    """Whether a later leader had published its epoch there cannot be told any more."""
+
+    async def story(ground: Ground) -> None:
+        refs = ground.gang(3)
+        if stale:
+            await Fence(ground.server, holder="second", user=ADMIN).publish(2)
+        await ground.server.delete(LEASES.path("haversack-system", LEASE))
+        await ground.remove(refs[2])
+        result = await ground.binder.bind_gang(all_to(refs))
+        assert result.outcome is GangOutcome.UNSETTLED
+        assert ground.nodes() == {"g0": "n0", "g1": "n1"}
+        with pytest.raises(LostLeaseError):
+            await ground.binder.leads(1)
+        if stale:
+            await Fence(ground.server, holder="second", user=ADMIN).publish(2)
+            assert not await ground.binder.leads(1)
+        else:
+            await ground.fence.publish(1)
+            assert await ground.binder.leads(1)
+            result = await ground.binder.bind_gang(all_to(refs))
+            assert (result.outcome, ground.nodes()) == (GangOutcome.LOST, {})
 
     played(story)
 

@@ -45,13 +45,14 @@ def bound(
     *,
     priority: int = 0,
     born: int = 0,
+    attempt: str = "",
     more: Mapping[str, str] = MappingProxyType({}),
     **fields: object,
 ) -> Pod:
     """A pod that was bound for a job of ours."""
     marks = {
         "haversack.dev/job": job,
-        "haversack.dev/attempt": f"a-{job}",
+        "haversack.dev/attempt": attempt or f"a-{job}",
         "haversack.dev/marked": f"uid-{name}",
     }
     made = kube_objects.pod(
@@ -169,3 +170,28 @@ def test_the_store_is_told_at_first_and_then_what_changes() -> None:
 
     asyncio.run(story())
     assert store.calls == [frozenset(), {"llama"}, frozenset()]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "job", "told"),
+    [
+        ("a-llama", "llama", ()),
+        ("a-llama", "mine", ()),
+        ("a-mine", "llama", ()),
+        ("a-other", "llama", ()),
+        ("a-mine", "mine", ("mine",)),
+    ],
+)
+def test_nobody_shields_another_gang_by_a_pod_and_a_budget_of_its_own(
+    attempt: str, job: str, told: tuple[str, ...]
+) -> None:
+    """`mine` is a member of a gang that the store holds, and its tenant may write any marks."""
+    cluster, budgets, store = Cluster(told=lambda: None), Budgets(), Told()
+    shield = Shield(cluster, budgets, store, ManualClock())
+    budgets.changed(budget(0))
+    members = {"llama": "elsewhere/llama-0/uid-llama-0", "mine": "team/mine-0/uid-mine-0"}
+    for name, member in members.items():
+        cluster.expect(AttemptId(f"a-{name}"), [member], job_id=JobId(name))
+    cluster.pod_seen(bound("mine-0", job, attempt=attempt))
+    asyncio.run(shield.look())
+    assert store.calls == [frozenset(told)]

@@ -8,6 +8,7 @@ from support.kubernetes.fake_server import ADMIN, FakeApiServer
 from support.kubernetes.faults import Fault
 from support.kubernetes.objects import binding, pod
 from support.kubernetes.resources import LEASES, PODS, POLICIES, POLICY_BINDINGS
+from typing_extensions import override
 
 from scheduler.errors import FencedError
 from scheduler.execution.kubernetes.fence import (
@@ -20,7 +21,7 @@ from scheduler.execution.kubernetes.fence import (
     policy_name,
 )
 from scheduler.execution.kubernetes.labels import EPOCH
-from scheduler.execution.kubernetes.server import ApiServer, RejectedError
+from scheduler.execution.kubernetes.server import ApiServer, Document, RejectedError
 
 
 class Naps:
@@ -213,6 +214,92 @@ def test_without_a_lease_nobody_is_held_up() -> None:
         await server.patch(PODS.path("default", "p"), {"spec": {"schedulingGates": None}})
         wrong = {"metadata": {"annotations": {EPOCH: "9"}}}
         await server.patch(PODS.path("default", "p"), wrong)  # no gate of ours: no pin
+
+    played(story)
+
+
+async def we_lead() -> None:
+    """We do."""
+
+
+async def we_were_overtaken() -> None:
+    raise FencedError("epoch 1 no longer leads")
+
+
+async def make_bare_lease(server: ApiServer) -> None:
+    """The Lease as `kubectl apply` makes it from deploy/kubernetes/base."""
+    bare = lease_manifest(0, "")
+    del bare["spec"]
+    await server.post(LEASES.path("haversack-system"), bare)
+
+
+@pytest.mark.parametrize("applied_again", [False, True])
+def test_a_lease_that_was_deleted_is_published_again(*, applied_again: bool) -> None:
+    async def story(_: FakeApiServer, server: ApiServer) -> None:
+        ours = fence(server)
+        await ours.ensure()
+        await ours.publish(3)
+        await server.delete(LEASES.path("haversack-system", LEASE))
+        if applied_again:
+            await make_bare_lease(server)
+        assert await ours.keep(3, we_lead)
+        assert await ours.read_epoch() == 3
+        assert (await ours.prove(3)).holds
+
+    played(story)
+
+
+def test_keeping_a_lease_that_is_right_costs_one_look() -> None:
+    async def story(fake: FakeApiServer, server: ApiServer) -> None:
+        ours = fence(server)
+        await ours.ensure()
+        await ours.publish(3)
+        fake.journal.clear()
+        assert not await ours.keep(3, we_were_overtaken), "nobody asks the store for nothing"
+        assert [(each.verb, each.what) for each in fake.journal] == [("get", LEASES.plural)]
+
+    played(story)
+
+
+@pytest.mark.parametrize("applied_again", [False, True])
+def test_a_stale_leader_does_not_publish_its_epoch_again(*, applied_again: bool) -> None:
+    async def story(fake: FakeApiServer, server: ApiServer) -> None:
+        stale, leader = fence(server), fence(server, "second")
+        await stale.ensure()
+        await stale.publish(1)
+        await leader.publish(2)
+        with pytest.raises(FencedError, match="second"):
+            await stale.keep(1, we_lead)
+        await server.delete(LEASES.path("haversack-system", LEASE))
+        if applied_again:
+            await make_bare_lease(server)
+        before = fake.version
+        with pytest.raises(FencedError, match="no longer leads"):
+            await stale.keep(1, we_were_overtaken)
+        assert fake.version == before
+        assert await leader.keep(2, we_lead)
+        assert await leader.read_epoch() == 2
+
+    played(story)
+
+
+def test_a_lease_that_somebody_makes_meanwhile_is_not_written_over_unread() -> None:
+    class Slow(Fence):
+        """Another leader publishes between its look and its write."""
+
+        @override
+        async def _lease(self) -> Document | None:
+            lease = await super()._lease()
+            if lease is None:
+                await fence(self._server, "second").publish(2)
+            return lease
+
+    async def story(_: FakeApiServer, server: ApiServer) -> None:
+        slow = Slow(server, holder="first", user=ADMIN, sleep=Naps())
+        await slow.ensure()
+        with pytest.raises(FencedError, match="second"):
+            await slow.publish(1)
+        assert await slow.read_epoch() == 2
 
     played(story)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from support import kube_objects
 
-from scheduler.execution.kubernetes.cluster import Cluster, NodeChanges, NodeSink, PodSink
+from scheduler.execution.kubernetes.cluster import Cluster, Members, NodeChanges, NodeSink, PodSink
 from scheduler.execution.kubernetes.marks import attempt_of
 from scheduler.execution.kubernetes.nodes import node_of
 from scheduler.execution.kubernetes.pods import Phase, Pod, pod_of
@@ -108,8 +108,10 @@ def test_pods_bound_by_us_for_an_attempt_that_the_store_does_not_know_take_room(
     world.node()
     world.cluster.pod_seen(pod(node="n", attempt="a1"))
     assert world.free_gpus() == 3
-    assert world.cluster.attempts() == (A1,)
+    assert world.cluster.attempts(held=False) == (A1,)
     world.cluster.expect(A1)
+    assert world.cluster.attempts(held=False) == ()
+    assert world.cluster.attempts(held=True) == (A1,)
     assert world.free_gpus() == 4
 
 
@@ -278,14 +280,33 @@ def test_a_released_pod_takes_the_room_it_is_pinned_to_unless_its_attempt_holds_
     assert _used(cluster) == 0
     cluster.pod_seen(pinned(gated=False))
     assert _used(cluster) == 2
-    assert [pod.ref.name for pod in cluster.pinned()] == ["p"]
+    assert cluster.pinned() == ()
     cluster.expect(A1)
     assert _used(cluster) == 0
+    assert [pod.ref.name for pod in cluster.pinned()] == ["p"]
     cluster.release(A1)
     assert _used(cluster) == 2
+    assert cluster.pinned() == ()
     cluster.pod_gone(str(pinned(gated=False).ref))
     assert _used(cluster) == 0
+
+
+def test_a_stranger_pinned_with_the_marks_of_an_attempt_is_not_one_of_it() -> None:
+    cluster = Cluster(told=lambda: None)
+    cluster.expect(A1, [key("another")])
+    cluster.pod_seen(pinned(gated=False))
     assert cluster.pinned() == ()
+    assert cluster.members(A1) == Members((), total=1)
+
+
+def test_a_pod_labelled_as_made_for_the_attempt_of_others_is_not_one_of_it() -> None:
+    cluster = Cluster(told=lambda: None, job_namespace="jobs")
+    cluster.expect(A1, [key("p")])
+    cluster.pod_seen(pod(node="n", attempt="a1"))
+    labels = {"haversack.dev/attempt": A1}
+    cluster.pod_seen(pod_of(kube_objects.pod("forged", namespace="jobs", labels=labels)))
+    assert cluster.own(A1) == ()
+    assert [each.ref.name for each in cluster.members(A1).bound] == ["p"]
 
 
 def _used(cluster: Cluster) -> int:
@@ -301,7 +322,7 @@ def test_a_pinned_pod_is_a_member_that_is_done_with_once_it_is_released() -> Non
     assert [pod.ref.name for pod in cluster.waiting()] == ["p"]
     found = cluster.members(A1)
     assert (len(found.bound), len(found.unbound)) == (0, 1)
-    assert cluster.attempts() == (A1,)
+    assert cluster.attempts(held=False) == (A1,)
     cluster.pod_seen(pinned(gated=False))
     found = cluster.members(A1)
     assert (len(found.bound), len(found.unbound)) == (1, 0)

@@ -42,6 +42,10 @@ async def _no_sleep(_: float) -> None:
     await asyncio.sleep(0)
 
 
+async def _none_launched(_: Sequence[AttemptId]) -> dict[AttemptId, frozenset[str]]:
+    return {}
+
+
 class Stage:
     """A fake cluster that is shown to the executor only when a test says so."""
 
@@ -56,9 +60,17 @@ class Stage:
             binder,
             Pinner(server, binder, evictor, told=lambda *_: None),
             evictor,
-            Launching(server, self.cluster, evictor, namespace="haversack-jobs", image=""),
+            Launching(
+                server,
+                self.cluster,
+                evictor,
+                namespace="haversack-jobs",
+                image="",
+                leads=binder.leads,
+            ),
             ManualClock(),
             synced=lambda: self.synced,
+            launched=_none_launched,
             at_once=1,
         )
         self.shown: set[str] = set()
@@ -178,7 +190,7 @@ def test_a_gang_is_bound_with_marks_and_runs_and_ends() -> None:
         assert [each.exit_code for each in seen.ranks] == [0, 7]
         assert seen.first_failure == seen.ranks[1]
         await stage.executor.forget([A1])
-        assert await stage.executor.known() == (A1,)  # its pods are still there
+        assert await stage.executor.known() == ()
 
     played(story)
 
@@ -358,7 +370,7 @@ def test_a_preempted_pod_is_marked_before_it_goes() -> None:
         (left,) = stage.fake.objects(PODS)
         conditions = {each["type"] for each in left["status"]["conditions"]}
         assert "DisruptionTarget" in conditions
-        assert left["metadata"]["deletionGracePeriodSeconds"] == 5
+        assert left["metadata"]["deletionGracePeriodSeconds"] == 30  # its own, not the order's
 
     played(story)
 

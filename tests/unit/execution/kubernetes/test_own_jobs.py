@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
+import pytest
 from support.clock import ManualClock
 from support.execution import launch_order, stop_order
 from support.kubernetes import objects
@@ -15,19 +16,24 @@ from support.kubernetes.fake_server import ADMIN, FakeApiServer
 from support.kubernetes.faults import Fault
 from support.kubernetes.resources import NODES, PODS
 from support.kubernetes.storage import Change
+from typing_extensions import override
 
+from scheduler.clock import iso
+from scheduler.errors import FencedError
 from scheduler.execution.kubernetes.binder import Binder
 from scheduler.execution.kubernetes.cluster import Cluster
 from scheduler.execution.kubernetes.evict import Evictor
 from scheduler.execution.kubernetes.executor import KubernetesExecutor
+from scheduler.execution.kubernetes.fence import Fence, namespace_manifest
 from scheduler.execution.kubernetes.launching import Launching
 from scheduler.execution.kubernetes.nodes import node_of
 from scheduler.execution.kubernetes.pinning import Pinner
 from scheduler.execution.kubernetes.pods import Pod, pod_of
-from scheduler.execution.kubernetes.server import ApiServer
+from scheduler.execution.kubernetes.server import STRATEGIC_MERGE_PATCH, ApiServer
 from scheduler.execution.kubernetes.upkeep import Upkeep
 from scheduler.model.execution import AttemptObservation, Outcome, Phase
 from scheduler.model.lifecycle import EndCause
+from scheduler.model.quantity import AttemptId, UtcSeconds
 
 ORDER = launch_order("true", tasks=3)
 A1 = ORDER.attempt_id
@@ -35,6 +41,10 @@ A1 = ORDER.attempt_id
 
 async def _no_sleep(_: float) -> None:
     await asyncio.sleep(0)
+
+
+async def _none_launched(_: Sequence[AttemptId]) -> dict[AttemptId, frozenset[str]]:
+    return {}
 
 
 class Life:
@@ -46,8 +56,14 @@ class Life:
         self.cluster = Cluster(told=lambda: None, job_namespace="default")
         self.evictor = Evictor(server, self.clock)
         binder = Binder(server, self.evictor, fence=None, sleep=_no_sleep)
+        self.leading = True
         self.launching = Launching(
-            server, self.cluster, self.evictor, namespace="default", image="registry.example/x"
+            server,
+            self.cluster,
+            self.evictor,
+            namespace="default",
+            image="registry.example/x",
+            leads=self.lead,
         )
         self.executor = KubernetesExecutor(
             self.cluster,
@@ -57,19 +73,31 @@ class Life:
             self.launching,
             self.clock,
             synced=lambda: True,
+            launched=_none_launched,
         )
-        self.upkeep = Upkeep(
-            server,
+        self.upkeep = self.upkeep_by(binder)
+        self.shown: set[str] = set()
+        for node in fake.objects(NODES):
+            self.cluster.node_seen(node_of(node))
+
+    def upkeep_by(self, binder: Binder) -> Upkeep:
+        return Upkeep(
+            binder,
             self.cluster,
             self.evictor,
             self.clock,
+            epoch=ORDER.epoch,
             keep_s=60.0,
             start_s=900.0,
             given_up=self.executor.give_up,
         )
-        self.shown: set[str] = set()
-        for node in fake.objects(NODES):
-            self.cluster.node_seen(node_of(node))
+
+    def be_at(self, now: float) -> None:
+        self.clock.advance(now - self.clock.now())
+
+    async def lead(self, epoch: int) -> bool:
+        assert epoch == ORDER.epoch
+        return self.leading
 
     def show(self) -> None:
         pods = [pod_of(each) for each in self.fake.objects(PODS)]
@@ -188,6 +216,39 @@ def test_wherever_a_launch_dies_the_next_leader_completes_it_with_the_same_pods(
         asyncio.run(died(after))
 
 
+@pytest.mark.parametrize("refusal", ["its node has left", "no rights"])
+def test_who_was_succeeded_while_it_made_pods_leaves_them_to_its_successor(refusal: str) -> None:
+    """As after a pause at `pods-first-made`: then it is refused, in an old view or by right."""
+
+    async def story(life: Life) -> None:
+        successor = Life(life.fake, life.server)
+
+        def witness(change: Change) -> None:
+            if not life.leading or (change.now or {}).get("kind") != "Pod":
+                return
+            life.leading = False
+            if refusal == "no rights":
+                life.fake.deny(ADMIN, "create", "pods")
+            else:
+                box = life.fake.objects(NODES)[0]["metadata"]["uid"]
+                life.cluster.node_gone("box", box)
+
+        life.fake.witness(witness)
+        with pytest.raises(FencedError):
+            await life.executor.launch(ORDER)
+        (first,) = life.pods()
+        assert not first.deleting
+        assert services(life.fake) == (refusal == "no rights")
+        life.fake.allow(ADMIN)
+        successor.show()
+        successor.executor.resume(A1, (), whole=False)
+        assert (await successor.executor.launch(ORDER)).outcome is Outcome.DONE
+        assert [pod.node_name for pod in life.pods()] == ["box"] * 3
+        assert first.ref in [pod.ref for pod in life.pods()]
+
+    play(story)
+
+
 def test_a_name_that_somebody_else_has_refuses_the_launch_and_leaves_nothing() -> None:
     async def story(life: Life) -> None:
         life.fake.create(objects.pod(f"test-{A1}-2", scheduler="other"))
@@ -206,7 +267,14 @@ def test_a_name_that_somebody_else_has_refuses_the_launch_and_leaves_nothing() -
 
 def test_a_missing_namespace_and_missing_rights_name_the_remedy() -> None:
     async def story(life: Life) -> None:
-        nowhere = Launching(life.server, life.cluster, life.evictor, namespace="nowhere", image="i")
+        nowhere = Launching(
+            life.server,
+            life.cluster,
+            life.evictor,
+            namespace="nowhere",
+            image="i",
+            leads=life.lead,
+        )
         made = await nowhere.make(ORDER)
         assert made.outcome is Outcome.REFUSED
         assert "HAVERSACK_KUBERNETES__JOB_NAMESPACE" in made.message
@@ -322,11 +390,11 @@ def test_a_gang_whose_pod_does_not_start_gives_up_its_place_and_says_why() -> No
         for rank in (0, 2):
             await life.server.patch(f"{path(rank)}/status", {"status": {"phase": "Running"}})
         life.show()
-        made_at = life.pods()[0].created_at
-        life.clock.advance(made_at + 899.0 - life.clock.now())
+        bound_at = await bound_late(life, 1)
+        life.be_at(bound_at + 899.0)
         await life.upkeep.look([A1])
         assert not any(pod.deleting for pod in life.pods())
-        life.clock.advance(2.0)
+        life.be_at(bound_at + 901.0)
         await life.upkeep.look([A1])
         assert all(pod.deleting for pod in life.pods())
         for rank in (0, 2):
@@ -335,6 +403,95 @@ def test_a_gang_whose_pod_does_not_start_gives_up_its_place_and_says_why() -> No
         seen = await life.seen()
         assert seen.phase is Phase.VANISHED
         assert seen.message.endswith("within 900 s: ImagePullBackOff: no such image")
+
+    play(story)
+
+
+async def bound_late(life: Life, rank: int) -> float:
+    """Have it that a pod was bound an hour after it was made; when that was."""
+    at = UtcSeconds(life.pods()[rank].created_at + 3600.0)
+    condition = {"type": "PodScheduled", "status": "True", "lastTransitionTime": iso(at)}
+    body = {"status": {"conditions": [condition]}}
+    await life.server.patch(f"{path(rank)}/status", body, kind=STRATEGIC_MERGE_PATCH)
+    return at
+
+
+def test_the_time_to_start_counts_from_the_binding_and_is_not_asked_for_all_the_time() -> None:
+    async def story(life: Life) -> None:
+        await life.executor.launch(ORDER)
+        bound_at = await bound_late(life, 0)
+        for rank in (1, 2):
+            await bound_late(life, rank)
+        life.show()
+        life.be_at(bound_at + 1.0)
+        for _ in range(10):
+            await life.upkeep.look([A1])
+        assert not any(pod.deleting for pod in life.pods())
+        reads = [each for each in life.fake.journal if each.verb == "get" and each.what == "pods"]
+        assert len(reads) == 3
+
+    play(story)
+
+
+def test_what_runs_by_now_is_not_deleted_for_an_old_picture() -> None:
+    """As after a suspension: time has gone on, and the connection is not known to be lost yet."""
+
+    async def story(life: Life) -> None:
+        await life.executor.launch(ORDER)
+        life.show()
+        for rank in range(3):
+            await life.server.patch(f"{path(rank)}/status", {"status": {"phase": "Running"}})
+        life.be_at(life.pods()[0].created_at + 3600.0)
+        await life.upkeep.look([A1])
+        assert not any(pod.deleting for pod in life.pods())
+        for rank in range(3):
+            await life.end(rank, "Succeeded", 0)
+        assert "did not start" not in (await life.seen()).message
+
+    play(story)
+
+
+def test_what_starts_while_it_is_judged_is_not_deleted() -> None:
+    class Slow(Binder):
+        """Pauses between its look at a pod and its deletion."""
+
+        @override
+        async def leads(self, epoch: int) -> bool:
+            for rank in range(3):
+                await life.server.patch(f"{path(rank)}/status", {"status": {"phase": "Running"}})
+            return await super().leads(epoch)
+
+    life: Life
+
+    async def story(playing: Life) -> None:
+        nonlocal life
+        life = playing
+        await life.executor.launch(ORDER)
+        life.show()
+        life.be_at(life.pods()[0].created_at + 3600.0)
+        await life.upkeep_by(Slow(life.server, life.evictor, fence=None)).look([A1])
+        assert not any(pod.deleting for pod in life.pods())
+        for rank in range(3):
+            await life.end(rank, "Succeeded", 0)
+        assert "did not start" not in (await life.seen()).message
+
+    play(story)
+
+
+@pytest.mark.parametrize("rank_1", ["Pending", "Failed"])
+def test_who_was_succeeded_deletes_nothing(rank_1: str) -> None:
+    async def story(life: Life) -> None:
+        fence = Fence(life.server, holder="us")
+        await life.server.post("/api/v1/namespaces", namespace_manifest())
+        await fence.publish(ORDER.epoch + 1)
+        await life.executor.launch(ORDER)
+        await life.server.patch(f"{path(1)}/status", {"status": {"phase": rank_1}})
+        life.show()
+        life.be_at(life.pods()[0].created_at + 3600.0)
+        await life.upkeep_by(Binder(life.server, life.evictor, fence=fence)).look([A1])
+        assert not any(pod.deleting for pod in life.pods())
+        await life.upkeep.look([A1])
+        assert any(pod.deleting for pod in life.pods()), "that was for want of the lead alone"
 
     play(story)
 

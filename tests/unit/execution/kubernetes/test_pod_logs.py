@@ -28,7 +28,10 @@ class Scene:
         self.fake, self.server, self.log = fake, server, log
         self.running = True
         self.cluster = Cluster(told=lambda: None)
-        self.logs = PodLogs(asyncio.get_running_loop(), server, self.cluster)
+        self.logs = self.logs_with()
+
+    def logs_with(self, **times_s: float) -> PodLogs:
+        return PodLogs(asyncio.get_running_loop(), self.server, self.cluster, **times_s)
 
     def status(self, phase: str) -> None:
         self.running = phase == "Running"
@@ -51,6 +54,7 @@ class Scene:
                 await asyncio.sleep(0.01)
 
     def asked(self) -> int:
+        """Streams that are over."""
         return sum(each.what == "pods/log" for each in self.fake.journal)
 
 
@@ -158,5 +162,62 @@ def test_a_pod_that_is_gone_has_no_log(tmp_path: Path) -> None:
         await scene.server.delete("/api/v1/namespaces/default/pods/p")
         with pytest.raises(LookupError, match="not found"):
             await scene.read(0)
+
+    play(tmp_path, story)
+
+
+async def closed(scene: Scene, count: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            if scene.asked() == count:
+                return
+            await asyncio.sleep(0.01)
+
+
+def test_a_pod_that_never_pauses_is_read_piece_by_piece(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        async def chat() -> None:
+            with scene.log.open("ab", buffering=0) as log:
+                while True:
+                    log.write(b"tick\n")
+                    await asyncio.sleep(0.02)
+
+        scene.log.write_bytes(b"begin\n")
+        scene.status("Running")
+        chatting = asyncio.create_task(chat())
+        try:
+            first = await scene.read(0)
+            assert first.data.startswith(b"begin\n")
+            assert first.next_offset < 65_536
+            second = await scene.read_until(first.next_offset, lambda chunk: bool(chunk.data))
+            assert b"tick\n" in second.data
+            assert scene.asked() == 0, "it is one stream"
+        finally:
+            chatting.cancel()
+
+    play(tmp_path, story)
+
+
+def test_a_stream_is_closed_when_its_reader_gives_up(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        scene.log.write_bytes(b"")
+        scene.status("Running")
+        scene.logs = scene.logs_with(read_s=0.5)  # it waits longer for a first byte
+        assert (await scene.read(0)).data == b""
+        await closed(scene, 1)
+        assert scene.running
+
+    play(tmp_path, story)
+
+
+def test_a_stream_that_nobody_reads_on_is_closed_in_time(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        scene.log.write_bytes(b"one\n")
+        scene.status("Running")
+        scene.logs = scene.logs_with(idle_s=0.1)
+        assert (await scene.read(0, 4)).data == b"one\n"
+        await closed(scene, 1)
+        assert scene.running
+        assert (await scene.read(0, 4)).data == b"one\n", "who comes later begins anew"
 
     play(tmp_path, story)

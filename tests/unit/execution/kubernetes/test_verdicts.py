@@ -54,6 +54,7 @@ class Stage:
         self.taker = Taker(self.cluster)
         self.avoided = Avoided(self.clock)
         self.given_up: list[tuple[AttemptId, str]] = []
+        self.cluster.expect(A1, ("team/p/uid-p", "team/q/uid-q"))
         self.reformed: list[str] = []
         self.verdicts = Verdicts(
             self.cluster,
@@ -166,6 +167,33 @@ def test_waiting_pods_are_formed_anew_once_a_node_is_open_again() -> None:
     assert stage.reformed == []
     stage.look(AVOID_S)
     assert stage.reformed == ["new"]
+
+
+@pytest.mark.parametrize("why", ["no room", ""])
+def test_a_stranger_with_the_marks_of_a_gang_has_no_say_in_it(why: str) -> None:
+    """Neither by being refused, nor by telling of more pods than the gang has."""
+    stage = Stage()
+    stage.show("forged", why=why, tasks=9, namespace="evil")
+    stage.show("p", node="n1")
+    stage.show("q")
+    stage.look()
+    stage.look(10 * LIMIT_S)
+    assert (stage.given_up, stage.taker.asked) == ([], [])
+    assert stage.avoided.nodes([pod_of(kube_objects.pod("new", owner=SET))]) == ()
+    # Nor is it taken along when the gang itself is given up.
+    stage.show("q", why="no room")
+    stage.look()
+    stage.look(LIMIT_S)
+    assert [set(asked) for asked in stage.taker.asked] == [{"p", "q"}]
+
+
+def test_pods_that_the_store_holds_no_room_for_are_not_judged() -> None:
+    stage = Stage()
+    stage.cluster.release(A1)
+    stage.show("p", why="no room")
+    stage.look()
+    stage.look(LIMIT_S)
+    assert (stage.given_up, stage.taker.asked) == ([], [])
 
 
 def test_who_leads_no_more_says_so() -> None:

@@ -80,7 +80,7 @@ def test_the_epoch_is_kept_in_its_lease_until_another_leads(
             assert not following.done()
             await Fence(server, holder="next", user=ADMIN).publish(2)
             with pytest.raises(FencedError, match="next"):
-                await following
+                await asyncio.wait_for(following, 30)
             await made.close()
 
     asyncio.run(story())
@@ -98,7 +98,7 @@ def test_a_leader_that_was_overtaken_does_not_make_a_lease_that_is_gone(
             await sqlite_database.write(lambda tx: acquire(tx, "next", 1e9, UtcSeconds(1e10)))
             await server.delete(LEASES.path("haversack-system", LEASE))
             with pytest.raises(FencedError, match="no longer leads"):
-                await made.follow()
+                await asyncio.wait_for(made.follow(), 30)
             assert fake.objects(LEASES) == []
             await made.close()
 

@@ -55,8 +55,9 @@ def test_a_gang_is_bound_once_wherever_its_binding_dies(
     on_cluster.node("a", gpus=2)
     on_cluster.node("b", gpus=2)
     name, _, nth = point.partition("@")
-    on_cluster.daemon.start(failpoints=f"{name}=kill" + (f"@{nth}" if nth else ""))
     on_cluster.create(objects.gang("gang", 3, gpus=1))
+    # It decides before it answers: so it may die before.
+    on_cluster.daemon.start(failpoints=f"{name}=kill" + (f"@{nth}" if nth else ""), wait=False)
     assert on_cluster.daemon.wait_dead(), "the failpoint was not met"
     before = on_cluster.nodes_of("gang")
     on_cluster.daemon.start()

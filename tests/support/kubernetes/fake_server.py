@@ -137,8 +137,16 @@ class FakeApiServer:
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
         self._storage.signal(Signal.CUT)
+        server = self._runner.server
+        open_ones = [each.transport for each in server.connections] if server is not None else []
         await self._runner.cleanup()
         self._runner = None
+        # Whoever has not read its answer yet would keep its connection open beyond the loop's end.
+        for transport in open_ones:
+            if transport is not None:
+                transport.abort()
+        for _turn in range(3):
+            await asyncio.sleep(0)
 
     # What a test arranges and looks at; call it in the server's own loop.
 

@@ -16,7 +16,7 @@ from scheduler.execution.kubernetes.binder import Binder, Binding, BindOutcome, 
 from scheduler.execution.kubernetes.conditions import Conditions
 from scheduler.execution.kubernetes.events import Events
 from scheduler.execution.kubernetes.evict import Evictor, EvictOutcome
-from scheduler.execution.kubernetes.fence import Fence, policy_name
+from scheduler.execution.kubernetes.fence import Fence, pins_name, policy_name
 from scheduler.execution.kubernetes.labels import ATTEMPT, EPOCH, JOB
 from scheduler.execution.kubernetes.pods import Pod, PodRef, pod_of
 from scheduler.execution.kubernetes.reader import Pace, Reader
@@ -212,8 +212,9 @@ def test_the_fence_turns_a_stale_leader_away(ground: Ground) -> None:
                 assert gang.outcome is GangOutcome.WHOLE
             finally:
                 # It holds for the whole cluster, not for this test's namespace alone.
-                for resource in (POLICY_BINDINGS, POLICIES):
-                    await at.client.delete(resource.path(name=policy_name(namespace)))
+                for name in (policy_name(namespace), pins_name(namespace)):
+                    for resource in (POLICY_BINDINGS, POLICIES):
+                        await at.client.delete(resource.path(name=name))
                 await _unfenced(at.client, at)
 
     ground.run(act)

@@ -137,16 +137,19 @@ class FakeApiServer:
     async def __aexit__(self, *_: object) -> None:
         assert self._runner is not None
         self._storage.signal(Signal.CUT)
+        # Who has just connected, or has not read its answer yet, would keep its connection open
+        # beyond the loop's end: nobody is let in any more, then all are sent away.
+        for site in tuple(self._runner.sites):
+            await site.stop()
+        await _turns()
         server = self._runner.server
         open_ones = [each.transport for each in server.connections] if server is not None else []
         await self._runner.cleanup()
         self._runner = None
-        # Whoever has not read its answer yet would keep its connection open beyond the loop's end.
         for transport in open_ones:
             if transport is not None:
                 transport.abort()
-        for _turn in range(3):
-            await asyncio.sleep(0)
+        await _turns()
 
     # What a test arranges and looks at; call it in the server's own loop.
 
@@ -418,3 +421,9 @@ def running_fake(fake: FakeApiServer | None = None) -> Iterator[RunningFake]:
     """A fake in a thread and loop of its own."""
     with loop_thread("fake-api-server") as loop, loop.inside(fake or FakeApiServer()) as served:
         yield RunningFake(served, loop)
+
+
+async def _turns() -> None:
+    """Let the loop finish what it has begun: accepting takes it some turns, and so does closing."""
+    for _turn in range(5):
+        await asyncio.sleep(0)

@@ -30,6 +30,8 @@ from support.kubernetes.containers import die_with_parent
 from scheduler.execution.kubernetes.access import Access
 
 ADMIN = "admin"
+OPERATOR = "operator"
+"""May do what the administrator may: daemons run as this one, as they fence their own user."""
 SERVICE_ACCOUNT = "system:serviceaccount:haversack-system:haversack"
 _DEFAULT_FOLDER = Path("/usr/local/kubebuilder/bin")
 _START_LIMIT_S = 60.0
@@ -296,7 +298,9 @@ def control_plane(
     """
     for name in ("etcd", "kube-apiserver"):
         program(name)
-    tokens = {user: f"token-{place}-{os.getpid()}" for place, user in enumerate((ADMIN, *users))}
+    tokens = {
+        user: f"token-{place}-{os.getpid()}" for place, user in enumerate((ADMIN, OPERATOR, *users))
+    }
     with quick_folder() as folder:
         plane = ControlPlane(f"https://{_LOOPBACK}:{_free_port()}", folder, _tokens=tokens)
         try:
@@ -313,7 +317,7 @@ def control_plane(
 
 
 def _groups(user: str) -> str:
-    if user == ADMIN:
+    if user in (ADMIN, OPERATOR):
         return "system:masters"
     match user.split(":"):
         case ["system", "serviceaccount", namespace, _]:

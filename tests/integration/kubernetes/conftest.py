@@ -1,4 +1,4 @@
-"""A real control plane for the session, and the ground of the contract tests."""
+"""A real control plane for each module, and the ground of the contract tests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from support.kubernetes.real_server import ControlPlane, NoControlPlaneError, co
 from scheduler.execution.kubernetes.fence import policy_binding_manifest, policy_manifest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
-    """The session's control plane; skips without programs, fails if they are required."""
+    """A module's own control plane: what others left on it, a daemon would decide about.
+
+    Skips without programs, fails if they are required.
+    """
     try:
         with control_plane() as running:
             _keep_leases_in_sight(running)

@@ -89,19 +89,6 @@ class Ground:
             async with Client(self.access) as client:
                 namespace = f"test-{os.getpid()}-{next(_numbers)}"
                 (await client.post("/api/v1/namespaces", objects.namespace(namespace))).ok()
-                try:
-                    await act(At(client, namespace, self.access_as))
-                finally:
-                    if self.real:
-                        await _clear(client, namespace)
+                await act(At(client, namespace, self.access_as))
 
         asyncio.run(acting())
-
-
-async def _clear(client: Client, namespace: str) -> None:
-    """Leave no pod or node to whoever uses the server next: a daemon would decide about them."""
-    now = {"gracePeriodSeconds": 0}
-    (await client.delete(PODS.path(namespace), now)).ok()
-    for node in (await client.get(NODES.path())).ok()["items"]:
-        if node["metadata"]["name"].startswith(f"{namespace}-"):
-            await client.delete(NODES.path(name=node["metadata"]["name"]))

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from support.kubernetes.applying import apply
 from support.kubernetes.fake_server import FakeApiServer, running_fake
 from support.kubernetes.ground import Ground
 from support.kubernetes.real_server import ControlPlane, NoControlPlaneError, control_plane
-
-from scheduler.execution.kubernetes.fence import policy_binding_manifest, policy_manifest
 
 
 @pytest.fixture(scope="module")
@@ -23,23 +20,12 @@ def plane() -> Iterator[ControlPlane]:
     """
     try:
         with control_plane() as running:
-            _keep_leases_in_sight(running)
             yield running
     except NoControlPlaneError as error:
         reason = f"tests against a real API server do not run: {error}"
         if os.environ.get("HAVERSACK_REQUIRE_KUBERNETES") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-
-
-def _keep_leases_in_sight(plane: ControlPlane) -> None:
-    """Have one policy with a Lease as its parameter that no test takes away, and that does nothing.
-
-    A 1.36 API server that has had none for a second sees no change of a Lease ever after: fences
-    made later would go by what the Lease said once.
-    """
-    for document in (policy_manifest("nobody", "anchor"), policy_binding_manifest("anchor")):
-        apply(plane, document)
 
 
 _GROUNDS = ["fake", pytest.param("real", marks=pytest.mark.cluster)]

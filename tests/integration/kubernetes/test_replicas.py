@@ -35,7 +35,7 @@ def test_a_standby_says_so_and_leads_once_the_leader_stops(
 ) -> None:
     with replicas(ground, tmp_path, postgres_url) as pair:
         first, second = pair.leads, pair.waits
-        second.until(lambda: _refused(second)["detail"] != "", "no answer")
+        second.until(lambda: "stands by" in _refused(second)["detail"], "it has not looked yet")
         assert ready(second.daemon) == {
             "ready": True,
             "role": "standby",

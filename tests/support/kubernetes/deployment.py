@@ -16,7 +16,7 @@ from support.daemon import DaemonProcess
 from support.kubernetes import objects
 from support.kubernetes.client import STRATEGIC, Client, Json, Reply
 from support.kubernetes.ground import Ground
-from support.kubernetes.real_server import OPERATOR
+from support.kubernetes.real_server import ADMIN, OPERATOR
 from support.kubernetes.resources import NODES, PODS
 
 PATIENCE_S = 60.0
@@ -152,12 +152,14 @@ def deployed(ground: Ground, daemon: DaemonProcess) -> Deployment:
 
 
 def kubeconfig(ground: Ground, folder: Path) -> Path:
-    """A kubeconfig file for a daemon: it may do everything, and is nobody else."""
+    """A kubeconfig file for a daemon: in an administrator's place it is the operator."""
     path = folder / "kubeconfig.yaml"
     cluster: dict[str, object] = {"server": ground.access.base_url}
     if ground.authority is not None:
         cluster["certificate-authority"] = str(ground.authority)
-    access = ground.access_as(OPERATOR) if ground.real else ground.access
+    access = ground.access
+    if ground.real and access.headers() == ground.access_as(ADMIN).headers():
+        access = ground.access_as(OPERATOR)
     token = access.headers()["Authorization"].removeprefix("Bearer ")
     document = {
         "apiVersion": "v1",
